@@ -1,0 +1,79 @@
+"""Runs one experiment: flags -> config -> one mode.
+
+    python launch.py --config=configs/digits_cnn.py --workdir=runs/digits
+    python launch.py --config=configs/digits_cnn.py --config.train.duration=epochs=2 --mode=check
+    python launch.py --workdir=runs/digits --mode=evaluate
+    python launch.py --workdir=runs/digits --mode=predict --inputs=a.png,folder/
+
+Exit codes: 0 done; 2 a mistake in what was given, one line says which; 75 stopped by SIGTERM or SIGINT with everything
+saved, the same command goes on; 1 anything else.
+"""
+
+import argparse
+import errno
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+import research.modes
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):  # one line instead of the usage
+        self.exit(2, f"error: {message}; --help lists the flags\n")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Returns the flags, and the overrides (key, text) of `--config.key=text`."""
+    modes = [module.name for module in pkgutil.iter_modules(research.modes.__path__)]
+    parser = _Parser(
+        "launch.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", help="configs/NAME.py, or NAME.py:ARG; left out, the workdir's own")
+    parser.add_argument("--config.KEY", help="sets a key of the config: --config.train.batch_size=64")
+    parser.add_argument("--workdir", help="the run directory")
+    parser.add_argument("--mode", default="train", choices=modes, help="what to do; train if left out")
+    parser.add_argument("--inputs", default="", help="predict: files and folders, separated by commas")
+    parser.add_argument("--output", default="", help="reproduce: the directory of the second run")
+    parser.add_argument("--compile", action="store_true", help="check: compiles the step, for XLA's own figures")
+    flags, overrides, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--config."):
+            flags.append(word)
+            continue
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals and (not words or words[0].startswith("--")):
+            parser.error(f"{word}: needs a value, as in {word}=1")
+        overrides.append((key, text if equals else words.pop(0)))
+    return parser.parse_args(flags), overrides
+
+
+def main(argv: Sequence[str]) -> int:
+    flags, overrides = parse(argv)
+    from research import config as configs
+
+    try:
+        mode = importlib.import_module(f"research.modes.{flags.mode}")
+        config, mistakes = research.modes.find_config(flags, overrides)
+        return mode.run(config, mistakes, flags)
+    except configs.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except configs.Failure as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output, head for one, has seen enough
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: no space left on the disk of {error.filename or flags.workdir}: free some and give the same command "
+              "again; the checkpoints made so far are whole", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

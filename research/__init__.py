@@ -1,0 +1,1 @@
+"""Rootstock: a functional research codebase on JAX and Flax."""

@@ -1,0 +1,441 @@
+"""Configs: their defaults, their checks, durations in any unit, JSON in and out.
+
+A config file holds `get_config(arg)`, which takes `defaults()` and changes what its experiment needs. `load` reads such a
+file, applies `--config.a.b=value` overrides and fills in the options of everything that is named (model, task,
+optimizer, schedule): an option is a parameter that has a default in the signature of the thing named. What is
+left over, misspelt, of the wrong type or out of range comes back as one list of mistakes.
+"""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import pkgutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+
+class UserError(Exception):
+    """The user's mistake: one clear line that says what, where and the mend. Exit code 2."""
+
+
+class UserErrors(UserError):
+    """Several mistakes, listed together."""
+
+    def __init__(self, lines: Iterable[str]):
+        self.lines = list(lines)
+        super().__init__("\n".join(self.lines))
+
+
+class Failure(Exception):
+    """Work that had to stop for a reason that one line can tell. Exit code 1."""
+
+
+def defaults() -> ConfigDict:
+    """Returns a new config in which every key has its default."""
+    config = ConfigDict()
+    config.seed = 0  # every random number of the run is derived from it
+    config.resume = ""  # another run's workdir whose newest checkpoint this run starts from
+
+    config.task = ConfigDict({"name": "classification"})  # a module of research/tasks, and its options
+    config.model = ConfigDict({"name": "cnn"})  # a module of research/models, and its options
+
+    config.data = data = ConfigDict()
+    data.name = "digits"  # a module of research/data/builders, or tfds:NAME
+    data.path = ""  # where the source's own files are, if it reads files
+    data.cache_dir = ""  # where prepared data is kept; '' is $ROOTSTOCK_CACHE/data or ~/.cache/rootstock/data
+    data.split_seed = 0  # the splits depend on it and on nothing else
+    data.validation_fraction = 0.1  # of what is not test; 0 makes no validation split
+    data.test_fraction = 0.2  # used only where the source has no test split of its own
+    data.image_size = 0  # height and width; 0 is the source's own (64 for a folder of pictures)
+    data.channels = 0  # 1 grey, 3 colour; 0 is the source's own
+    data.loader = "memory"  # memory: gathered from memory-mapped arrays; grain: record by record
+    data.workers = 0  # processes of the grain loader; the batches do not depend on it
+    data.prefetch = 4  # batches made ahead of the step that needs them
+    data.clean = ConfigDict(
+        {  # what is done with each kind of finding: error, drop or keep
+            "unreadable": "error",
+            "shape": "error",
+            "nan": "error",
+            "blank": "drop",
+            "duplicate": "keep",  # the same pixels twice within one split
+            "near_duplicate": "keep",  # nearly the same, by perceptual hash and pixel distance
+            "cross_split": "drop",  # a duplicate in two splits; dropped from train first, never from test
+        }
+    )
+    data.augment = ConfigDict(
+        {
+            "flip": False,  # left to right, one time in two
+            "shift": 0,  # pixels, up to, in each direction; the edge is filled with zeros
+            "crop": 0,  # pixels of zero padding, from which a picture of the old size is cut
+            "rotate": 0.0,  # degrees, up to, in each direction
+            "cutout": 0,  # pixels, the side of a square set to zero
+            "randaugment": 0,  # operations a picture
+            "magnitude": 9.0,  # of those operations, 0 to 30
+            "mixup": 0.0,  # alpha of the Beta distribution; 0 is off
+            "cutmix": 0.0,  # the same
+        }
+    )
+
+    config.train = train = ConfigDict()
+    train.duration = "epochs=5"  # steps=, epochs=, examples= or minutes=
+    train.batch_size = 128  # examples a step, over all devices
+    train.micro_batches = 1  # parts a batch is cut into, whose gradients are added
+    train.precision = "float32"  # of the computation: float32 or bfloat16; parameters stay float32
+    train.ema = 0.0  # decay of the moving average of parameters, which is then evaluated; 0 is off
+
+    config.optimizer = optimizer = ConfigDict({"name": "adam"})  # a function of optax, and its arguments
+    optimizer.learning_rate = 1e-3  # the peak of the schedule
+    optimizer.weight_decay = 0.0
+    optimizer.decay_exclude = (r"(^|/)bias$", r"(^|/)scale$")  # parameter paths that are not decayed
+    optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0 is off
+    optimizer.schedule = ConfigDict({"name": "constant", "warmup": "steps=0"})
+
+    config.eval = ConfigDict()
+    config.eval.every = "epochs=1"
+    config.eval.batch_size = 500
+    config.eval.bootstrap = 1000  # resamples of the 95% intervals of the final evaluation
+    config.eval.final = "last"  # which checkpoint the final figures are of: last or best
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = "epochs=1"
+    config.checkpoint.keep = 2  # newest checkpoints kept, beside the best
+    config.checkpoint.best = "validation/accuracy"  # the figure that says which is best
+    config.checkpoint.best_mode = "max"  # max or min
+
+    config.log = ConfigDict()
+    config.log.every = "steps=50"
+    config.log.tensorboard = True
+
+    config.parallel = ConfigDict()
+    config.parallel.kind = "mesh"  # mesh: jit with NamedSharding; pmap
+    config.parallel.devices = 0  # how many; 0 is all
+    config.parallel.cpu_devices = 0  # virtual CPU devices to make, for trying layouts on one machine
+    return config
+
+
+# Two configs that differ only in these describe the same experiment: the workdir may be gone on with.
+FREE = ("parallel.", "checkpoint.every", "checkpoint.keep", "log.", "data.cache_dir", "data.prefetch", "data.workers")
+
+
+class Range(NamedTuple):
+    """A test of a value, and the words for what passes it."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def one_of(*values: str) -> Range:
+    return Range(lambda value: value in values, f"one of {', '.join(values)}")
+
+
+def at_least(least: float) -> Range:
+    return Range(lambda value: value >= least, f"{least} or more")
+
+
+_fraction = Range(lambda value: 0 <= value < 1, "0 or more and less than 1")
+RANGES: dict[str, Range] = {
+    # The seed keys Philox and JAX's 32-bit key data alike.
+    "seed": Range(lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "data.split_seed": at_least(0),
+    "data.validation_fraction": _fraction,
+    "data.test_fraction": Range(lambda value: 0 < value < 1, "between 0 and 1"),
+    "data.image_size": at_least(0),
+    "data.channels": Range(lambda value: value in (0, 1, 3), "0, 1 or 3"),
+    "data.loader": one_of("memory", "grain"),
+    "data.workers": at_least(0),
+    "data.prefetch": at_least(1),
+    **{f"data.clean.{key}": one_of("error", "drop") for key in ("unreadable", "shape", "nan")},
+    **{
+        f"data.clean.{key}": one_of("error", "drop", "keep")
+        for key in ("blank", "duplicate", "near_duplicate", "cross_split")
+    },
+    **{
+        f"data.augment.{key}": at_least(0)
+        for key in ("shift", "crop", "rotate", "cutout", "randaugment", "mixup", "cutmix")
+    },
+    "data.augment.magnitude": Range(lambda value: 0 <= value <= 30, "from 0 to 30"),
+    "train.batch_size": at_least(1),
+    "train.micro_batches": at_least(1),
+    "train.precision": one_of("float32", "bfloat16"),
+    "train.ema": _fraction,
+    "optimizer.learning_rate": at_least(0),
+    "optimizer.weight_decay": at_least(0),
+    "optimizer.clip_norm": at_least(0),
+    "eval.batch_size": at_least(1),
+    "eval.bootstrap": at_least(0),
+    "eval.final": one_of("last", "best"),
+    "checkpoint.keep": at_least(1),
+    "checkpoint.best_mode": one_of("max", "min"),
+    "parallel.kind": one_of("mesh", "pmap"),
+    "parallel.devices": at_least(0),
+    "parallel.cpu_devices": at_least(0),
+}
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" for the option nearest in spelling, or ""."""
+    found = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
+    return f" (did you mean '{found[0]}'?)" if found else ""
+
+
+def find_module(room: str, name: str) -> Any:
+    """Imports research.<room>.<name>.
+
+    Raises:
+      UserError: there is no such module; the message lists what exists.
+    """
+    package = importlib.import_module(f"research.{room}")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    if name not in names:
+        raise UserError(f"there is no '{name}' in research/{room.replace('.', '/')}{nearest(name, names)}: {', '.join(names)}")
+    return importlib.import_module(f"research.{room}.{name}")
+
+
+def options_of(function: Callable) -> dict[str, Any]:
+    """Returns what a config may set of a function or class: its parameters that have a default."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not inspect.Parameter.empty and name not in ("parent", "name")
+    }
+
+
+def _options(section: str, name: str) -> dict[str, Any]:
+    if section == "model":
+        model = getattr(find_module("models", name), "Model", None)
+        if model is None:
+            raise UserError(f"research/models/{name}.py holds no Model")
+        return options_of(model)
+    if section == "task":
+        return options_of(find_module("tasks", name).build)
+    optim = importlib.import_module("research.engine.optim")
+    return optim.optimizer_options(name) if section == "optimizer" else optim.schedule_options(name)
+
+
+def load(file_and_arg: str, overrides: Iterable[tuple[str, str]] = ()) -> tuple[FrozenConfigDict, list[str]]:
+    """Reads a config file, applies overrides and fills in every option.
+
+    Args:
+      file_and_arg: 'configs/NAME.py' or 'configs/NAME.py:ARG'.
+      overrides: pairs such as ('train.batch_size', '64').
+
+    Returns:
+      The resolved config, and every mistake found in it, one line each. The config is usable only if there are none.
+    """
+    return resolve(_read_file(file_and_arg), overrides)
+
+
+def resolve(config: ConfigDict, overrides: Iterable[tuple[str, str]] = ()) -> tuple[FrozenConfigDict, list[str]]:
+    """As `load`, from a config that is already in memory."""
+    given = flatten(config.to_dict())
+    texts = dict(overrides)
+    names = {key: text for key, text in texts.items() if key.endswith(".name") and key in given}
+    # Another model, say, has other options: the file's, of the model it named, then mean nothing.
+    renamed = tuple(key.removesuffix("name") for key, text in names.items() if given[key] != text)
+    given.update(names)
+
+    errors: list[str] = []
+    schema = flatten(defaults().to_dict())
+    incomplete = []  # sections whose name is unknown: their options cannot be judged
+    for section in ("task", "model", "optimizer", "optimizer.schedule"):
+        try:
+            options = _options(section, given[f"{section}.name"])
+        except UserError as error:
+            errors.append(f"config.{section}.name: {error}")
+            incomplete.append(section + ".")
+        else:
+            schema.update({f"{section}.{key}": value for key, value in flatten(options).items()})
+
+    resolved = dict(schema)
+    for key, value in given.items():
+        if key.startswith(renamed) and key not in schema:
+            continue
+        if key not in texts or key.endswith(".name"):
+            _accept(key, value, schema, resolved, errors, incomplete)
+    for key, text in texts.items():
+        if not key.endswith(".name") or key not in given:
+            _accept(key, _parse(text, schema.get(key)), schema, resolved, errors, incomplete)
+    for key, allowed in RANGES.items():
+        if not any(e.startswith(f"config.{key}:") for e in errors) and not allowed.holds(resolved[key]):
+            errors.append(f"config.{key} is {resolved[key]!r}, but must be {allowed.words}")
+    return FrozenConfigDict(_unflatten(resolved)), errors
+
+
+def _read_file(file_and_arg: str) -> ConfigDict:
+    path, _, arg = file_and_arg.partition(".py:")
+    path = path if not _ else path + ".py"
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        names = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
+        there = f"; there: {', '.join(names)}" if names else ""
+        raise UserError(f"--config={path}: no such file{nearest(path, names)}{there}")
+    spec = importlib.util.spec_from_file_location("_config", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        takes = bool(inspect.signature(module.get_config).parameters)
+        if arg and not takes:
+            raise UserError(f"--config={file_and_arg}: {path} takes no argument: leave out ':{arg}'")
+        return module.get_config(arg) if arg else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config={path}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _accept(key, value, schema, resolved, errors, incomplete) -> None:
+    """Puts one value into `resolved`, or a line into `errors`."""
+    if any(key.startswith(section) and key not in schema for section in incomplete):
+        return
+    if key not in schema:
+        sections = {k.rsplit(".", 1)[0] for k in schema if "." in k}
+        if key in sections:
+            errors.append(f"config.{key}: is a section; set one of its keys, such as config.{key}.{_first(schema, key)}")
+            return
+        errors.append(f"config.{key}: unknown key{_nearest_key(key, schema)}")
+        return
+    default = schema[key]
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(default, float) and isinstance(value, float) and not math.isfinite(value):
+        errors.append(f"config.{key}: is {value}, which is not a finite number")
+    elif default is not None and type(value) is not type(default):
+        errors.append(f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {default!r}")
+    elif isinstance(default, str) and _is_duration(default) and not _is_duration(value):
+        errors.append(f"config.{key}: is {value!r}, but must be a duration such as 'steps=1000' (units: {', '.join(UNITS)})")
+    else:
+        resolved[key] = value
+
+
+def _first(schema: dict[str, Any], section: str) -> str:
+    return next(k for k in schema if k.startswith(section + ".")).removeprefix(section + ".")
+
+
+def _nearest_key(key: str, schema: dict[str, Any]) -> str:
+    """The nearest key of the same section, else the nearest anywhere, else one with the same last part."""
+    section = key.rsplit(".", 1)[0] + "." if "." in key else ""
+    siblings = [k for k in schema if k.startswith(section)]
+    last = key.rsplit(".", 1)[-1]
+    return (
+        nearest(key, siblings if section else [])
+        or nearest(key, schema)
+        or nearest(key, [k for k in schema if k.rsplit(".", 1)[-1] == last])
+    )
+
+
+def _parse(text: str, default: Any) -> Any:
+    """Reads an override; what does not fit the default's type is left for `_accept` to name."""
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return (value,) if isinstance(default, tuple) and not isinstance(value, (tuple, list)) else value
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {'a.b': value} for {'a': {'b': value}}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return tree
+
+
+def to_json(config: FrozenConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> FrozenConfigDict:
+    """The inverse of `to_json`. A config holds no lists, so every list was a tuple."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(tuples(v) for v in value)
+        return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return FrozenConfigDict(tuples(json.loads(text)))
+
+
+def differences(old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:
+    """Returns 'key: old -> new' for every key that makes it another experiment."""
+    before, after = flatten(old.to_dict()), flatten(new.to_dict())
+    return [
+        f"config.{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(FREE)
+    ]
+
+
+UNITS = ("steps", "epochs", "examples", "percent", "minutes")
+
+
+class Durations(NamedTuple):
+    """What is needed to turn a duration into steps."""
+
+    batch_size: int
+    epoch_examples: int
+    steps_per_minute: float | None = None  # measured once, at the start of a run that uses minutes
+    total_steps: int | None = None
+
+    def to_steps(self, duration: str) -> int:
+        """Returns the number of steps, rounded up, so that whole epochs are seen whole."""
+        unit, value = parse_duration(duration)
+        if unit == "percent" and self.total_steps is None:
+            raise UserError(f"config.train.duration={duration}: percent of what? Use steps, epochs, examples or minutes")
+        if unit == "minutes" and self.steps_per_minute is None:
+            raise ValueError("steps_per_minute has not been measured")
+        steps = {
+            "steps": lambda: value,
+            "epochs": lambda: value * self.epoch_examples / self.batch_size,
+            "examples": lambda: value / self.batch_size,
+            "percent": lambda: value / 100 * self.total_steps,
+            "minutes": lambda: value * self.steps_per_minute,
+        }[unit]()
+        return math.ceil(round(steps, 6))
+
+
+def parse_duration(duration: str) -> tuple[str, float]:
+    """Returns (unit, value) of a text such as 'epochs=5' or 'examples=300_000'."""
+    unit, _, number = str(duration).partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if unit not in UNITS or not 0 <= value < math.inf:
+        raise UserError(f"{duration!r} is no duration: write UNIT=NUMBER with a unit of {', '.join(UNITS)}")
+    return unit, value
+
+
+def _is_duration(text: str) -> bool:
+    try:
+        parse_duration(text)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Sources, cleaning, augmentation and batches."""

@@ -1,0 +1,77 @@
+"""Folders that are either not there or complete: built beside their place, then renamed into it.
+
+A kill leaves only a `.tmp-` folder, which the next build removes. Two processes that want the same folder take turns at
+a file lock, and where locks do not work the first to rename wins.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from research.config import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def root(cache_dir: str) -> Path:
+    """Returns where prepared data is kept: `cache_dir`, else $ROOTSTOCK_CACHE/data, else ~/.cache/rootstock/data."""
+    if cache_dir:
+        return Path(cache_dir).expanduser()
+    base = os.environ.get("ROOTSTOCK_CACHE") or "~/.cache/rootstock"
+    return Path(base).expanduser() / "data"
+
+
+def built(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Returns `folder`, after `build(empty folder)` has filled it if it was not there.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    if folder.is_dir():
+        return folder
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    with _lock(folder) as alone:
+        if folder.is_dir():  # another process built it while this one waited
+            return folder
+        if alone:
+            for stale in folder.parent.glob(f"{folder.name}.tmp-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            build(temporary)
+            os.rename(temporary, folder)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise UserError(f"{folder.parent}: the disk is full; {_MEND}") from error
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+_MEND = "name another place by --config.data.cache_dir=DIR or the variable ROOTSTOCK_CACHE"
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Holds the lock of `folder`; yields False where the file system has no locks."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"data.cache_dir: cannot write to {folder.parent} ({reason}); {_MEND}"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        yield alone

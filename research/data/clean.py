@@ -1,0 +1,237 @@
+"""Cleaning: what was found in the pictures, what the config's policies do about it, and the splits that come out.
+
+Kinds of finding, each with a policy 'error', 'drop' or 'keep' in data.clean:
+
+    unreadable, shape, nan   the builder could not read it (cannot be kept)
+    blank                    every pixel is the same
+    duplicate                the same pixels as another picture of its split; the first by key stays
+    cross_split              the same pixels as a picture of a more precious split: test, then validation, then train
+    near_duplicate           nearly the same as another picture of its split
+    near_cross_split         nearly the same as one of another split; goes by cross_split where near_duplicate is 'drop'
+    label_conflict           the same pixels as a picture with another label; only reported
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from research.data.duplicates import Findings, exact_groups
+from research.data.source import PARTS
+
+VERSION = "1"
+LISTED = 200  # findings of a kind that the report lists
+_SHOWN = 10  # findings of a kind that an error lists
+_MEND = "mend it, or data.clean.{}=drop leaves it out"
+_WORDS = {
+    "blank": "is blank: every pixel is the same",
+    "duplicate": "has the same pixels as",
+    "cross_split": "has the same pixels as",
+    "near_duplicate": "is nearly the same as",
+    "near_cross_split": "is nearly the same as",
+}
+
+
+class Pool(NamedTuple):
+    """All pictures of a source, by what is known of them."""
+
+    place: str
+    keys: np.ndarray  # str [N]
+    labels: np.ndarray  # int32 [N]
+    class_names: tuple[str, ...]
+    parts: dict[str, np.ndarray]  # the source's own splits -> indices
+    findings: Findings
+    problems: list[dict[str, Any]]  # kind, key, detail, label of what could not be read
+
+
+class Judged(NamedTuple):
+    """The verdict."""
+
+    splits: dict[str, np.ndarray]  # split -> indices, sorted
+    found: dict[str, dict[str, Any]]  # kind -> policy, total, dropped, listed
+    errors: list[str]  # a line for each finding whose policy is 'error'
+
+
+class _Finding(NamedTuple):
+    number: int  # of the picture
+    partner: int = -1
+    distance: float = 0.0
+
+
+Cut = Callable[[dict[str, np.ndarray]], tuple[dict[str, np.ndarray], list[str]]]
+
+
+def judge(pool: Pool, policy: dict[str, str], cut: Cut) -> Judged:
+    """Applies the policies and cuts the splits.
+
+    Args:
+      policy: kind -> error, drop or keep.
+      cut: the source's parts as cleaned so far -> splits, and what is wrong with them.
+    """
+    case = _Case(pool, policy)
+    case.note_problems()
+    case.note("blank", [_Finding(i) for i in np.flatnonzero(pool.findings.blank).tolist()])
+    groups = exact_groups(pool.findings.digests)
+    case.note("label_conflict", _conflicts(groups, pool.labels))
+    if policy["duplicate"] == "drop":  # before the cut, so that fractions are of what is there
+        case.note("duplicate", case.duplicates(groups))
+    splits, errors = cut(
+        {part: indices[case.alive[indices]] for part, indices in pool.parts.items()}
+    )
+    case.place(splits)
+    if policy["duplicate"] != "drop":
+        case.note("duplicate", case.duplicates(groups))
+    case.note("cross_split", case.crossings(groups))
+    setting = "cross_split" if policy["near_duplicate"] == "drop" else "near_duplicate"
+    case.note("near_cross_split", case.near(crossing=True), setting)
+    case.note("near_duplicate", case.near(crossing=False))
+    splits = {name: indices[case.alive[indices]] for name, indices in splits.items()}
+    return Judged({k: v for k, v in splits.items() if len(v)}, case.render(), case.errors + errors)
+
+
+def _conflicts(groups: Iterable[np.ndarray], labels: np.ndarray) -> list[_Finding]:
+    return [_Finding(int(i), int(g[0])) for g in groups for i in g[1:] if labels[i] != labels[g[0]]]
+
+
+class _Case:
+    """The findings so far, who is still alive, and in which split each picture is."""
+
+    def __init__(self, pool: Pool, policy: dict[str, str]):
+        self._pool, self._policy = pool, policy
+        self.alive = np.ones(len(pool.labels), bool)
+        self.errors: list[str] = []
+        self._notes: dict[str, tuple[str, list[_Finding], set[int]]] = {}
+        # Each picture's split as a number of PARTS: the higher, the more precious.
+        self._split = np.zeros(len(pool.labels), np.int8)
+        self.place(pool.parts)
+        order = np.argsort(pool.keys, kind="stable")
+        self._by_key = np.empty(len(order), np.int64)
+        self._by_key[order] = np.arange(len(order))
+
+    def place(self, splits: dict[str, np.ndarray]) -> None:
+        for name, indices in splits.items():
+            self._split[indices] = PARTS.index(name)
+
+    def note(self, kind: str, findings: list[_Finding], setting: str = "") -> None:
+        """Writes findings down and does what the policy says, which is that of `setting`, or else of the kind."""
+        setting = setting or kind
+        policy = self._policy.get(setting, "keep")
+        losers = self._losers(findings) if policy == "drop" else set()
+        self._notes[kind] = (policy, findings, losers)
+        self.alive[list(losers)] = False
+        if policy == "error":
+            lines = [
+                f"{self._line(kind, finding)}; " + _MEND.format(setting)
+                for finding in findings[:_SHOWN]
+            ]
+            self.errors += lines + _more(len(findings), self._pool.place, kind)
+
+    def note_problems(self) -> None:
+        """Those that could not be read are no longer there: they can only be reported or refused."""
+        for kind in ("unreadable", "shape", "nan"):
+            details = [p["detail"] for p in self._pool.problems if p["kind"] == kind]
+            if self._policy[kind] == "error":
+                self.errors += [f"{detail}; " + _MEND.format(kind) for detail in details[:_SHOWN]]
+                self.errors += _more(len(details), self._pool.place, kind)
+
+    def duplicates(self, groups: list[np.ndarray]) -> list[_Finding]:
+        """Equal pictures of one split, each with the first of them."""
+        found = []
+        for group in self._living(groups):
+            for split in np.unique(self._split[group]):
+                first, *others = group[self._split[group] == split]
+                found += [_Finding(i, first) for i in others]
+        return found
+
+    def crossings(self, groups: list[np.ndarray]) -> list[_Finding]:
+        """Equal pictures of several splits, each with the first of the most precious split."""
+        found = []
+        for group in self._living(groups):
+            best = self._split[group].max()
+            partner = group[self._split[group] == best][0]
+            found += [_Finding(i, partner) for i in group[self._split[group] < best]]
+        return found
+
+    def near(self, crossing: bool) -> list[_Finding]:
+        """Near duplicates, the less precious (or later) one first."""
+        pairs, distances = self._pool.findings.pairs, self._pool.findings.distances
+        chosen = self.alive[pairs].all(1) & (
+            (self._split[pairs[:, 0]] != self._split[pairs[:, 1]]) == crossing
+        )
+        found = []
+        for (a, b), distance in zip(pairs[chosen], distances[chosen], strict=True):
+            keep, lose = sorted((a, b), key=self._rank)
+            found.append(_Finding(lose, keep, float(distance)))
+        return sorted(found, key=lambda f: (f.distance, self._rank(f.number)))
+
+    def render(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for kind in ("unreadable", "shape", "nan"):
+            mine = [p for p in self._pool.problems if p["kind"] == kind]
+            listed = [
+                {"key": p["key"], "detail": p["detail"], "action": "dropped"} for p in mine[:LISTED]
+            ]
+            found[kind] = {
+                "policy": self._policy[kind],
+                "total": len(mine),
+                "dropped": len(mine),
+                "listed": listed,
+            }
+        for kind, (policy, findings, losers) in self._notes.items():
+            listed = [self._entry(f, f.number in losers) for f in findings[:LISTED]]
+            found[kind] = {
+                "policy": policy,
+                "total": len(findings),
+                "dropped": len(losers),
+                "listed": listed,
+            }
+        return found
+
+    def _living(self, groups: list[np.ndarray]) -> list[np.ndarray]:
+        """What is left of each group, in the order of keys."""
+        living = [group[self.alive[group]] for group in groups]
+        return [group[np.argsort(self._by_key[group])] for group in living if len(group) > 1]
+
+    def _rank(self, i: int) -> tuple[int, int]:
+        """The lower, the more precious."""
+        return -int(self._split[i]), int(self._by_key[i])
+
+    def _losers(self, findings: list[_Finding]) -> set[int]:
+        """Who goes, so that nobody goes on account of a partner who is gone."""
+        gone: set[int] = set()
+        for finding in sorted(findings, key=lambda f: self._rank(f.number)):
+            if finding.partner not in gone:
+                gone.add(int(finding.number))
+        return gone
+
+    def _describe(self, i: int) -> dict[str, str]:
+        label = self._pool.class_names[self._pool.labels[i]]
+        return {"key": str(self._pool.keys[i]), "split": PARTS[self._split[i]], "label": label}
+
+    def _entry(self, finding: _Finding, dropped: bool) -> dict[str, Any]:
+        entry: dict[str, Any] = self._describe(finding.number)
+        if finding.partner >= 0:
+            entry |= {f"partner_{k}": v for k, v in self._describe(finding.partner).items()}
+        if finding.distance:
+            entry["distance"] = round(finding.distance, 4)
+        return entry | {"action": "dropped" if dropped else "kept"}
+
+    def _line(self, kind: str, finding: _Finding) -> str:
+        whom = [i for i in (finding.number, finding.partner) if i >= 0]
+        first, *rest = ["{key} ({split}, class {label})".format(**self._describe(i)) for i in whom]
+        return " ".join([f"{self._pool.place}: {first}", _WORDS[kind], *rest])
+
+
+def _more(total: int, place: str, kind: str) -> list[str]:
+    return [f"{place}: {total - _SHOWN} more of kind '{kind}'"] if total > _SHOWN else []
+
+
+def class_counts(
+    splits: dict[str, np.ndarray], labels: np.ndarray, names: tuple[str, ...]
+) -> dict[str, dict[str, int]]:
+    """Returns split -> class name -> how many."""
+    counts = {split: Counter(labels[indices].tolist()) for split, indices in splits.items()}
+    return {
+        split: {name: count[c] for c, name in enumerate(names)} for split, count in counts.items()
+    }

@@ -1,0 +1,165 @@
+"""Which pictures are there twice: exactly, by a digest of their pixels, or nearly, by a perceptual hash.
+
+N pictures of H x W x C. Two pictures are near duplicates if their pixels correlate: taken to mean 0 and
+standard deviation 1, so that brightness and contrast fall away, they differ by at most NEAR in the root
+mean square, which is a correlation of 1 - NEAR**2 / 2 = 0.995. Re-encoded, rescaled and relit copies
+pass; two different trousers don't.
+
+The search is pHash (C. Zauner, Implementation and benchmarking of perceptual image hash functions, 2010)
+without its last step: the 8 x 8 lowest coefficients of the cosine transform, but kept as numbers instead
+of one bit each. The transform is orthonormal, so the distance of two hashes never exceeds that of the
+pictures: no pair is missed, and what the hash lets through is then measured on the pixels.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from research.data.source import Progress
+
+NEAR = 0.1  # root mean square difference of standardised pixels
+_FREQUENCIES = 8
+_BLOCK = 1024
+
+
+class Findings(NamedTuple):
+    """What the pixels alone say; what is done about it is for clean.py to judge."""
+
+    digests: np.ndarray  # uint8 [N, 16] equal for equal pictures only
+    blank: np.ndarray  # bool [N]
+    pairs: np.ndarray  # int64 [P, 2] near duplicates that are not exact ones, ascending
+    distances: np.ndarray  # float32 [P] in the root mean square of standardised pixels
+
+
+def find(images: np.ndarray) -> Findings:
+    """Looks through all pictures, uint8 [N, H, W, C]."""
+    digest, blank = digests(images), is_blank(images)
+    candidates = np.flatnonzero(~blank)
+    _, first, numbers = np.unique(_rows(digest[candidates]), return_index=True, return_inverse=True)
+    # Of equal pictures one is compared; what is found then holds for each of its copies.
+    of_each = np.split(
+        candidates[np.argsort(numbers, kind="stable")], np.cumsum(np.bincount(numbers))[:-1]
+    )
+    copies = {int(same[0]): same for same in of_each if len(same)}
+    unique, distances = near_pairs(images, np.sort(candidates[first]))
+    pairs, repeated = [], []
+    for (a, b), distance in zip(unique.tolist(), distances, strict=True):
+        every = [sorted((i, j)) for i in copies[a] for j in copies[b]]
+        pairs += every
+        repeated += [distance] * len(every)
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    ranked = np.lexsort((found[:, 1], found[:, 0]))
+    return Findings(digest, blank, found[ranked], np.array(repeated, np.float32)[ranked])
+
+
+def digests(images: np.ndarray) -> np.ndarray:
+    """Returns a digest of each picture's pixels, uint8 [N, 16]: equal digests, equal pictures."""
+    hashed = (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
+    return np.frombuffer(b"".join(hashed), np.uint8).reshape(len(images), 16)
+
+
+def is_blank(images: np.ndarray) -> np.ndarray:
+    """Returns bool [N]: every channel has one value only."""
+    found = [
+        (block.min((1, 2)) == block.max((1, 2))).all(-1)
+        for block in (images[i : i + _BLOCK] for i in range(0, len(images), _BLOCK))
+    ]
+    return np.concatenate(found) if found else np.zeros(0, bool)
+
+
+def exact_groups(digest: np.ndarray) -> list[np.ndarray]:
+    """Returns the positions of each picture that is there more than once, [K] each, K >= 2, ascending."""
+    if not len(digest):
+        return []
+    _, numbers, counts = np.unique(_rows(digest), return_inverse=True, return_counts=True)
+    order = np.argsort(numbers, kind="stable")
+    return [group for group in np.split(order, np.cumsum(counts)[:-1]) if len(group) > 1]
+
+
+def _rows(digest: np.ndarray) -> np.ndarray:
+    """One comparable value for each row of uint8 [N, 16]."""
+    return np.ascontiguousarray(digest).view([("high", "<u8"), ("low", "<u8")]).ravel()
+
+
+def near_pairs(
+    images: np.ndarray, rows: np.ndarray, near: float = NEAR
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds near duplicates among some of the pictures, none of which is blank.
+
+    Args:
+      images: uint8 [N, H, W, C]; rows: int64 [R], which of them.
+
+    Returns:
+      pairs int64 [P, 2] of numbers of pictures, the smaller first, in order; distances float32 [P].
+    """
+    if not len(rows):
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+    hashes = _hashes(images, rows)
+    axis = hashes.var(0).argmax()
+    order = np.argsort(hashes[:, axis], kind="stable")
+    hashes, order = hashes[order], rows[order]
+    squares, line = (hashes**2).sum(1), hashes[:, axis]
+    # Rounding must not lose a pair whose distance lies on the edge.
+    reach = near + 1e-3
+    found = [np.zeros((0, 2), np.int64)]
+    progress = Progress("comparing", len(hashes))
+    for start in range(0, len(hashes), _BLOCK):
+        stop = min(start + _BLOCK, len(hashes))
+        # Along the axis of most variance everything further than `reach` is already too far.
+        end = np.searchsorted(line, line[stop - 1] + reach, side="right")
+        for left in range(start, end, 8 * _BLOCK):
+            right = min(left + 8 * _BLOCK, end)
+            distance = hashes[start:stop] @ hashes[left:right].T
+            distance *= -2
+            distance += squares[start:stop, None]
+            distance += squares[None, left:right]
+            a, b = np.nonzero(distance < reach**2)
+            a, b = a + start, b + left
+            found.append(order[np.stack([a[a < b], b[a < b]], 1)])
+        progress.step(stop - start)
+    progress.close()
+    pairs = np.sort(np.concatenate(found), 1)
+    distances = _distances(images, pairs)
+    pairs, distances = pairs[distances <= near], distances[distances <= near]
+    ranked = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    return pairs[ranked], distances[ranked]
+
+
+def standardise(images: np.ndarray) -> np.ndarray:
+    """Returns float32 of the same shape; each picture with mean 0 and standard deviation 1 over all its values."""
+    pixels = images.astype(np.float32)
+    pixels -= pixels.mean((1, 2, 3), keepdims=True)
+    return pixels / np.maximum(pixels.std((1, 2, 3), keepdims=True), 1e-6)
+
+
+def _hashes(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The lowest cosine coefficients of the mean over channels, float32 [R, K], scaled to root mean square."""
+    _, height, width, _ = images.shape
+    down, across = _cosines(height), _cosines(width)
+    hashes = np.empty((len(rows), len(down) * len(across)), np.float32)
+    for i in range(0, len(rows), _BLOCK):
+        grey = standardise(images[rows[i : i + _BLOCK]]).mean(-1)
+        # mean * sqrt(C) is one more orthonormal projection; the division turns length into root mean square.
+        hashes[i : i + _BLOCK] = (down @ grey @ across.T).reshape(len(grey), -1) / np.sqrt(
+            height * width
+        )
+    return hashes
+
+
+def _cosines(size: int) -> np.ndarray:
+    """The first rows of the orthonormal DCT-II, float32 [min(8, size), size]."""
+    frequency = np.arange(min(_FREQUENCIES, size))[:, None]
+    rows = np.cos(np.pi * frequency * (np.arange(size) + 0.5) / size) * np.sqrt(2 / size)
+    rows[0] /= np.sqrt(2)
+    return rows.astype(np.float32)
+
+
+def _distances(images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Root mean square difference of standardised pixels for each pair, float32 [P]."""
+    block = max(1, 2**22 // max(1, int(np.prod(images.shape[1:]))))
+    distances = np.empty(len(pairs), np.float32)
+    for i in range(0, len(pairs), block):
+        a, b = (standardise(images[pairs[i : i + block, side]]) for side in (0, 1))
+        distances[i : i + block] = np.sqrt(((a - b) ** 2).mean((1, 2, 3)))
+    return distances

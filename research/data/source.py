@@ -1,0 +1,116 @@
+"""What a builder hands over: where a source of pictures is, what marks its state, and how it is read.
+
+A builder is a module of research/data/builders with one function, `locate(data) -> Source`. It is
+cheap (it looks at file names, sizes and times), so that a prepared data set is found again in
+milliseconds; `Source.open` may be slow.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+PARTS = ("train", "validation", "test")  # the splits that a source may bring along
+
+
+class Example(NamedTuple):
+    """A picture that could be read."""
+
+    key: str  # its name, unique in the source: a relative path, or 'train/00017'
+    label: int
+    picture: np.ndarray  # uint8 [H, W, C]
+
+
+class Problem(NamedTuple):
+    """A picture that could not be read."""
+
+    kind: str  # unreadable, shape or nan
+    key: str
+    detail: str  # one line that names the file
+    label: int
+
+
+class Opened(NamedTuple):
+    """A source that is about to be read."""
+
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]  # H, W, C of the pictures that are to be stored
+    sizes: dict[
+        str, int
+    ]  # how many examples each part has; a source without splits of its own has only 'train'
+    read: Callable[
+        [str], Iterator[Example | Problem]
+    ]  # part -> its examples, always in the same order
+
+
+class Source(NamedTuple):
+    """A source that has been found."""
+
+    name: str
+    version: str  # of the builder: another version reads the same files otherwise
+    place: str  # where it is, for messages and the report
+    fingerprint: str  # changes whenever the source's files do
+    open: Callable[[], Opened]
+
+
+def from_arrays(
+    class_names: tuple[str, ...],
+    shape: tuple[int, int, int],
+    parts: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> Opened:
+    """Returns a source that is already in memory: part -> (pictures uint8 [N, H, W, C], labels [N])."""
+
+    def read(part: str) -> Iterator[Example]:
+        for i, (picture, label) in enumerate(zip(*parts[part], strict=True)):
+            yield Example(f"{part}/{i:05d}", int(label), picture)
+
+    return Opened(
+        class_names, shape, {part: len(labels) for part, (_, labels) in parts.items()}, read
+    )
+
+
+def stamp(files: Iterable[Path], base: Path) -> str:
+    """Returns a sha256 over names, sizes and modification times, in an order that no file system decides."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        found = file.stat()
+        digest.update(
+            f"{file.relative_to(base).as_posix()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode()
+        )
+    return digest.hexdigest()
+
+
+def wanted_shape(data, own: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Returns H, W, C as `data.image_size` and `data.channels` ask, which leave a source's own at 0."""
+    size = data.image_size
+    return size or own[0], size or own[1], data.channels or own[2]
+
+
+class Progress:
+    """A line on stderr for work that takes longer than a second or two."""
+
+    def __init__(self, what: str, total: int):
+        self._what, self._total, self._done = what, total, 0
+        self._live = sys.stderr.isatty()
+        self._shown, self._next = False, time.monotonic() + 1.5
+
+    def step(self, count: int = 1) -> None:
+        self._done += count
+        if time.monotonic() >= self._next:
+            self._show()
+            self._next = time.monotonic() + (0.5 if self._live else 10)
+
+    def _show(self) -> None:
+        line = f"{self._what}: {self._done:,} of {self._total:,} pictures"
+        print(line, end="\r" if self._live else "\n", file=sys.stderr, flush=True)
+        self._shown = True
+
+    def close(self) -> None:
+        if self._shown:
+            self._show()
+        if self._shown and self._live:
+            print(file=sys.stderr)

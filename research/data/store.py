@@ -1,0 +1,222 @@
+"""The data of a run: found, built, cleaned and split once, then only mapped into memory.
+
+    store = prepare(config.data)
+    store.images[store.splits["train"][:10]]  # uint8 [10, H, W, C]
+
+Two folders in the cache make it up. SOURCE-<hash> holds what the source's files and the picture shape decide: TFDS
+records, the arrays made from them, digests and near duplicates. Below it splits-<hash> holds what the policies,
+fractions and the seed decide. Each is built beside its place and renamed, so it is whole or not there.
+"""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from research.config import UserError, UserErrors, find_module
+from research.data import cache, clean, splits
+from research.data.duplicates import Findings, find
+from research.data.source import PARTS, Source
+
+_FORMAT = "1"  # of the folders' content
+
+
+class Store(NamedTuple):
+    """N pictures and what is known of them."""
+
+    images: (
+        np.ndarray
+    )  # memory-mapped uint8 [N, H, W, C]; what was dropped is there too, but in no split
+    labels: np.ndarray  # int32 [N]
+    keys: np.ndarray  # str [N] relative path, or 'train/00017'
+    class_names: tuple[str, ...]
+    splits: dict[
+        str, np.ndarray
+    ]  # 'train', 'validation', 'test' -> int64 indices into images, sorted
+    mean: np.ndarray  # float32 [C] of the training split, with pixels from 0 to 1
+    std: np.ndarray  # float32 [C]
+    fingerprints: dict[str, str]  # 'data' and each split -> sha256
+    report: dict[str, Any]  # what data_report.json holds
+
+
+def prepare(data) -> Store:
+    """Returns the data that `config.data` describes; the second call maps what the first one built.
+
+    Raises:
+      UserError: a mistake in the config or in the user's files, or several of them.
+    """
+    source, folder = _built(data)
+    meta, arrays = _load(folder)
+    ends = np.cumsum([meta["sizes"].get(part, 0) for part in PARTS])
+    whole = np.split(np.arange(len(arrays["labels"])), ends[:-1])
+    findings = Findings(*(arrays[name] for name in Findings._fields))
+    names = tuple(meta["class_names"])
+    parts = {
+        part: indices for part, indices in zip(PARTS, whole, strict=True) if part in meta["sizes"]
+    }
+    pool = clean.Pool(
+        source.place, arrays["keys"], arrays["labels"], names, parts, findings, meta["problems"]
+    )
+    wanted = {
+        "version": clean.VERSION,
+        "seed": data.split_seed,
+        "validation": data.validation_fraction,
+        "test": data.test_fraction,
+        "clean": {kind: data.clean[kind] for kind in sorted(data.clean)},
+    }
+    cut = cache.built(
+        folder / f"splits-{_hash(wanted)}",
+        lambda temporary: _write_splits(temporary, data, pool, arrays["images"]),
+    )
+    return _store(pool, arrays["images"], cut)
+
+
+def record_source(data) -> Any:
+    """Returns the same pictures as a random-access source of records, for Grain.
+
+    Record i is dict(image uint8 [H, W, C], label int, key bytes) of picture i of `Store.images`.
+    """
+    from research.data.records import open_records
+
+    return open_records(_built(data)[1])
+
+
+def _built(data) -> tuple[Source, Path]:
+    """Finds the source and sees to it that its folder is there."""
+    try:
+        builder = find_module(
+            "data.builders", "tfds" if data.name.startswith("tfds:") else data.name
+        )
+    except UserError as error:
+        raise UserError(f"data.name: {error}, or tfds:NAME") from error
+    source = builder.locate(data)
+    state = [
+        _FORMAT,
+        source.name,
+        source.version,
+        source.fingerprint,
+        data.image_size,
+        data.channels,
+    ]
+    plain = source.name.replace(":", "-").replace("/", "-")
+    folder = cache.root(data.cache_dir) / f"{plain}-{_hash(state)}"
+    return source, cache.built(folder, lambda temporary: _write_source(temporary, source))
+
+
+def _hash(state: Any) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_source(folder: Path, source: Source) -> None:
+    from research.data.records import write_arrays, write_records  # TFDS is imported only to build
+
+    opened = source.open()
+    problems = write_records(folder, opened, source.name)
+    write_arrays(folder, opened, problems)
+    findings = find(np.load(folder / "images.npy", mmap_mode="r"))
+    np.savez(folder / "findings.npz", **findings._asdict())
+
+
+def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ("images", "labels", "keys")
+        }
+        arrays |= {name: np.asarray(arrays[name]) for name in ("labels", "keys")}
+        with np.load(folder / "findings.npz") as findings:
+            return meta, arrays | dict(findings)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder}: the prepared data is damaged ({error}); delete this folder, it is built again"
+    )
+
+
+def _write_splits(folder: Path, data, pool: clean.Pool, images: np.ndarray) -> None:
+    def cut(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+        fractions = {"test": data.test_fraction, "validation": data.validation_fraction}
+        cuts = " and ".join(
+            name for name, fraction in fractions.items() if fraction and name not in parts
+        )
+        classes, digests = len(pool.class_names), pool.findings.digests
+        counts = np.bincount(pool.labels[parts["train"]], minlength=classes)
+        unread = [problem["label"] for problem in pool.problems]
+        before = np.bincount(
+            np.concatenate([pool.labels, np.array(unread, np.int32)]), minlength=classes
+        )
+        errors = splits.too_small(counts, before, pool.class_names, cuts, pool.place)
+        made = splits.make_splits(
+            parts,
+            pool.labels,
+            digests,
+            pool.keys,
+            data.split_seed,
+            fractions["validation"],
+            fractions["test"],
+        )
+        return made, errors
+
+    judged = clean.judge(pool, dict(data.clean), cut)
+    if judged.errors:
+        raise UserErrors(judged.errors)
+    if "train" not in judged.splits:
+        raise UserError(
+            f"{pool.place}: cleaning left no picture to train on; look at the data, or at data.clean"
+        )
+    mean, std = _moments(images, judged.splits["train"])
+    prints = {
+        name: splits.fingerprint(pool.keys[i], pool.labels[i], pool.findings.digests[i])
+        for name, i in judged.splits.items()
+    }
+    content = [list(images.shape[1:]), pool.class_names, prints]
+    prints["data"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    report = {
+        "name": data.name,
+        "place": pool.place,
+        "shape": list(images.shape[1:]),
+        "sizes": {name: len(i) for name, i in judged.splits.items()},
+        "classes": clean.class_counts(judged.splits, pool.labels, pool.class_names),
+        "mean": [round(float(value), 6) for value in mean],
+        "std": [round(float(value), 6) for value in std],
+        "found": judged.found,
+        "fingerprints": prints,
+    }
+    arrays: dict[str, Any] = {"mean": mean, "std": std, **judged.splits}
+    np.savez(folder / "splits.npz", **arrays)
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def _moments(images: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation for each channel, float32 [C], pixels from 0 to 1; exact, from counts of values."""
+    channels = images.shape[-1]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(indices), 1024):
+        block = images[indices[start : start + 1024]]
+        for c in range(channels):
+            counts[c] += np.bincount(block[..., c].ravel(), minlength=256)
+    values, weights = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = weights @ values
+    std = np.sqrt(((values - mean[:, None]) ** 2 * weights).sum(1))
+    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
+
+
+def _store(pool: clean.Pool, images: np.ndarray, folder: Path) -> Store:
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        with np.load(folder / "splits.npz") as saved:
+            arrays = dict(saved)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(folder, error) from error
+    mean, std = arrays.pop("mean"), arrays.pop("std")
+    prints = report["fingerprints"]
+    return Store(
+        images, pool.labels, pool.keys, pool.class_names, arrays, mean, std, prints, report
+    )

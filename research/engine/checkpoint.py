@@ -1,0 +1,209 @@
+"""Checkpoints: whole or not there, made in the background, and checked when read. The only module that touches Orbax.
+
+A checkpoint holds the train state and `meta`, a JSON value with whatever else the next step needs. Orbax writes to a
+temporary folder and renames it, so a kill leaves the older ones whole; it doesn't notice damage inside array files, so
+`meta` also carries a digest of every array, and a checkpoint that fails it is set aside for the one before.
+"""
+
+import errno
+import functools
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from research.config import UserError
+from research.engine.state import TrainState, named_leaves
+
+
+class Restored(NamedTuple):
+    step: int
+    state: TrainState  # NumPy leaves
+    meta: dict[str, Any]
+
+
+class _Preserve(preservation_policy.PreservationPolicy):
+    """The newest `keep` and the best. Orbax's own `best_fn` with `max_to_keep` would delete the newest."""
+
+    def __init__(self, keep: int):
+        self.keep = keep
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints, *, context):
+        newest = [c.step for c in checkpoints][-self.keep :]
+        return [c.step in newest or c.step == self.best for c in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
+        for name in ("absl", "asyncio"):  # what goes wrong is raised too, and is told in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _drop_stray_callbacks()
+        self.folder = workdir.absolute() / "checkpoints"
+        self._policy = _Preserve(keep)
+        if read_only and not self.folder.is_dir():
+            raise UserError(f"{workdir}: holds no checkpoint; train first: python launch.py --config=... --workdir={workdir}")
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                preservation_policy=self._policy,
+                enable_async_checkpointing=True,
+            ),
+            item_names=("state", "meta"),
+        )
+        self._saved: int | None = None
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any], *, best: int | None) -> None:
+        """Starts to save a state (NumPy or replicated arrays) and returns; the state may be donated at once.
+
+        Raises:
+          UserError: the disk is full, now or at the save before.
+        """
+        if step == self._saved:
+            return
+        host = jax.tree.map(np.asarray, _tree(state))
+        self._policy.best = best
+        self._guard(
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(host),
+                    meta=ocp.args.JsonSave({**meta, "digests": _digests(host) | {"meta": _json_digest(meta)}}),
+                ),
+                force=True,
+            )
+        )
+        self._saved = step
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk."""
+        self._guard(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        self._guard(self._manager.close)
+
+    def restore(
+        self, like: TrainState, *, step: int | None = None, report: Callable[[str], None] = print
+    ) -> Restored | None:
+        """Returns the newest whole checkpoint, or that of `step`; None if there is none.
+
+        A damaged one is reported and set aside in 'damaged/', and the one before is tried.
+
+        Args:
+          like: a state (or the shapes of one) whose structure, shapes and dtypes the checkpoint must have.
+        """
+        steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)
+        for candidate in steps:
+            try:
+                return self._read(candidate, like)
+            except Exception as error:  # Orbax and TensorStore raise many kinds
+                report(f"checkpoint {candidate} in {self.folder} is damaged ({_first_line(error)}); {self._set_aside(candidate)}")
+        return None
+
+    def newest_meta(self) -> dict[str, Any]:
+        """Returns the meta of the newest checkpoint that can be read, {} if there is none."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+            except Exception:  # damaged: `restore` reports it
+                continue
+        return {}
+
+    def _read(self, step: int, like: TrainState) -> Restored:
+        empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _tree(like))
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(empty), meta=ocp.args.JsonRestore()),
+        )
+        meta = dict(found["meta"])
+        expected = meta.pop("digests")
+        actual = _digests(found["state"]) | {"meta": _json_digest(meta)}
+        wrong = sorted(k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k))
+        if wrong:
+            raise ValueError(f"the digest of {wrong[0]} is wrong")
+        return Restored(step, TrainState(**found["state"]), meta)
+
+    def _set_aside(self, step: int) -> str:
+        source = self.folder / str(step)
+        if self._manager._options.read_only or not source.exists():
+            return "it is passed over"
+        target = self.folder.parent / "damaged" / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        source.rename(target)
+        self._manager.reload()
+        return f"it was moved to {target}"
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            if _is_full(error):
+                raise UserError(
+                    f"no space left on the disk of {self.folder}: the checkpoints there are whole; "
+                    "free some space and give the same command again"
+                ) from error
+            raise
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    return {field: getattr(state, field) for field in ("step", "params", "model_state", "opt_state", "ema")}
+
+
+def _digests(tree: Any) -> dict[str, str]:
+    """A digest per array, over its dtype, shape and bytes."""
+
+    def digest(x: np.ndarray) -> str:
+        head = f"{x.dtype}{x.shape}".encode()
+        return hashlib.sha256(head + np.ascontiguousarray(x).tobytes()).hexdigest()
+
+    return {path: digest(np.asarray(leaf)) for path, leaf in named_leaves(tree).items()}
+
+
+def _json_digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@functools.cache
+def _drop_stray_callbacks() -> None:
+    """After a failed read or write, TensorStore's threads call into an event loop that is closed; each would
+    print a traceback that says nothing beyond the error already raised."""
+
+    def wrap(name: str, pick: Callable[[tuple], object]) -> None:
+        show = getattr(sys, name)
+
+        def hook(*args: Any) -> None:
+            if str(pick(args)) != "Event loop is closed":
+                show(*args)
+
+        setattr(sys, name, hook)
+
+    wrap("excepthook", lambda args: args[1])
+    wrap("unraisablehook", lambda args: args[0].exc_value)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160] if lines else ''}"

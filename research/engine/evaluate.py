@@ -1,0 +1,48 @@
+"""Predictions of a whole split, in order, without the padding."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from research.data.prefetch import prefetch
+from research.engine.parallel import Parallel
+from research.engine.state import TrainState, evaluated_params
+from research.task import Batch, Params, Task
+
+
+def predict_split(
+    config: Any, task: Task, parallel: Parallel, predict: Callable, state: TrainState, split: str
+) -> dict[str, np.ndarray]:
+    """Returns the predictions of a split, {name: [N, ...]}, by the parameters that are evaluated."""
+    return predictions(
+        predict,
+        evaluated_params(state),
+        state.model_state,
+        lambda n, rows: task.data.eval_batch(split, n, rows),
+        size=task.data.sizes[split],
+        batch_size=config.eval.batch_size,
+        parallel=parallel,
+    )
+
+
+def predictions(
+    predict: Callable[[Params, Params, Batch], dict[str, Any]],
+    params: Params,
+    model_state: Params,
+    batch: Callable[[int, slice], Batch],
+    *,
+    size: int,
+    batch_size: int,
+    parallel: Parallel,
+) -> dict[str, np.ndarray]:
+    """Returns {name: [size, ...]} of what `predict`, mapped by `parallel`, says of `size` examples."""
+    rows = parallel.rows(batch_size)
+    parts = []
+    with prefetch(
+        lambda n: parallel.put_batch(batch(n, rows)), 0, -(-size // batch_size), depth=2
+    ) as batches:
+        for _, placed in batches:
+            parts.append(predict(params, model_state, placed))
+    outputs = [parallel.take(part) for part in parts]
+    return {name: np.concatenate([part[name] for part in outputs])[:size] for name in outputs[0]}

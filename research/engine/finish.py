@@ -1,0 +1,97 @@
+"""What follows the last step: the final figures with their intervals, the summary and the report."""
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.config import UserError
+from research.engine.checkpoint import Checkpoints, Restored
+from research.engine.evaluate import predict_split
+from research.engine.parallel import Parallel
+from research.engine.report import write_report
+from research.engine.state import TrainState, params_sha256
+from research.engine.train import Trained
+from research.engine.writer import Writer
+from research.task import Section, Task
+
+
+def restore_final(config: Any, workdir: Path, shapes: TrainState, report=print) -> Restored:
+    """Returns the checkpoint that `config.eval.final` names: the newest, or the best.
+
+    Raises:
+      UserError: there is none.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        best = checkpoints.newest_meta().get("best") if config.eval.final == "best" else None
+        restored = checkpoints.restore(shapes, step=best["step"] if best else None, report=report)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise UserError(f"{workdir}: holds no whole checkpoint; train first")
+    return restored
+
+
+def final_figures(
+    config: Any, task: Task, parallel: Parallel, state: TrainState
+) -> tuple[dict[str, float], list[Section]]:
+    """Measures a trained state, which is on devices, on the validation and the test split.
+
+    Returns:
+      Figures as 'test/accuracy', and what the task has to say of its predictions.
+    """
+    figures: dict[str, float] = {}
+    sections: list[Section] = []
+    predict = parallel.map(task.predict)
+    for split in ("test", "validation"):
+        if split in task.data.sizes:
+            outputs = predict_split(config, task, parallel, predict, state, split)
+            figures |= {f"{split}/{name}": value for name, value in task.measure(outputs, True).items()}
+            sections = sections or task.describe(outputs, split)
+    return figures, sections
+
+
+def finish(
+    config: Any, workdir: Path, task: Task, parallel: Parallel, writer: Writer, trained: Trained
+) -> dict[str, Any]:
+    """Measures a finished run, writes summary.json and report.html, and returns the summary."""
+    state = trained.state
+    assert state is not None
+    last = parallel.take_state(state)
+    step = trained.step
+    if config.eval.final == "best" and trained.best and trained.best["step"] != step:
+        restored = restore_final(config, workdir, last, report=writer.say)
+        state, step = parallel.put_state(restored.state), restored.step
+    figures, sections = final_figures(config, task, parallel, state)
+    tested = {name.removeprefix("test/"): v for name, v in figures.items() if name.startswith("test/")}
+    if tested:
+        writer.log(trained.step, "test", tested)
+    total = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(last.params))
+    summary = {
+        **figures,
+        "steps": trained.step,
+        "evaluated_step": step,
+        **({"best_step": trained.best["step"], "best": trained.best["value"]} if trained.best else {}),
+        **trained.timing,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "params_total": total,
+        "params_trainable": total,
+        "params_sha256": params_sha256(last.params),
+    }
+    writer.write_summary(summary)
+    writer.end_run(0)
+    write_report(workdir, [*sections, Section("Data", "json", task.data.report)])
+    return summary
+
+
+def peak_memory_bytes() -> int:
+    """The most memory held so far: on the first accelerator, or by this process where there is none."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,36 @@
+"""Scalars as TensorBoard event files."""
+
+import os
+
+from research.config import UserError
+
+
+class TensorBoard:
+    """Event files in a directory; what an earlier process wrote after `first_step` is purged.
+
+    Raises:
+        UserError: tensorboardX is not installed.
+    """
+
+    def __init__(self, directory: str | os.PathLike, first_step: int):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "config.log.tensorboard is on, but tensorboardX is not installed: "
+                "pip install tensorboardX, or pass --config.log.tensorboard=False"
+            ) from error
+        # TensorBoard itself drops older events from the purge step on; nothing is rewritten.
+        purge_step = first_step + 1 if first_step else 0
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
+
+    def log(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Writes 'split/name' for each value."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

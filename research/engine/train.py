@@ -1,0 +1,229 @@
+"""THE loop: restore, step, log, evaluate, save. Nothing else in the project loops over steps."""
+
+import contextlib
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from research.config import Durations, UserError
+from research.data.prefetch import stream
+from research.engine import diagnose, optim
+from research.engine.checkpoint import Checkpoints
+from research.engine.evaluate import predict_split
+from research.engine.parallel import Parallel
+from research.engine.preemption import EXIT_CODE, StopRequest
+from research.engine.program import best_name, durations, in_minutes, make_plan, make_program
+from research.engine.state import TrainState
+from research.engine.window import Clock, Window
+from research.engine.writer import Writer
+from research.task import Task
+
+
+class Trained(NamedTuple):
+    """A finished run, or one that was asked to stop."""
+
+    exit_code: int
+    step: int
+    state: TrainState | None  # of the last step, on devices
+    best: dict[str, Any] | None  # {'step', 'value'} of the best checkpoint
+    timing: dict[str, float]
+
+
+def train(
+    config: Any,
+    workdir: Path,
+    task: Task,
+    parallel: Parallel,
+    writer: Writer,
+    stop: StopRequest,
+    steps_per_minute: float | None = None,
+) -> Trained:
+    """Trains to the end of `config.train.duration`, from wherever the run stands.
+
+    Args:
+      stop: is true once the run has been asked to stop; it then saves and returns with exit code 75.
+      steps_per_minute: the pace by which another run turned minutes into steps; measured here if None.
+
+    Raises:
+      UserError: the disk is full, or `config.resume` cannot be gone on from.
+      diagnose.NonFinite: the loss or the gradient is; the checkpoints before are kept.
+    """
+    began = time.perf_counter()
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    try:
+        trained = _train(config, workdir, task, parallel, writer, stop, steps_per_minute, checkpoints, began)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            checkpoints.close()
+        raise
+    checkpoints.close()
+    return trained
+
+
+def _train(config, workdir, task, parallel, writer, stop, steps_per_minute, checkpoints, began) -> Trained:
+    if in_minutes(config) and steps_per_minute is None:
+        steps_per_minute = checkpoints.newest_meta().get("steps_per_minute") or _pace(config, task, parallel)
+    units = durations(config, task, steps_per_minute)
+    program = make_program(config, task, parallel, units)
+    plan = make_plan(config, task, units)
+    shapes = jax.eval_shape(program.create)
+    optim.write_parameter_table(workdir / "parameters.txt", program.tx, shapes.params)
+
+    # Where the run starts:
+    # 1. its own newest whole checkpoint;
+    # 2. the newest of the run that config.resume names;
+    # 3. scratch.
+    restored = checkpoints.restore(shapes, report=writer.say)
+    if restored is None and config.resume:
+        other = Checkpoints(Path(config.resume), read_only=True)
+        restored = other.restore(shapes, report=writer.say)
+        other.close()
+        if restored is None:
+            raise UserError(f"config.resume={config.resume}: holds no checkpoint that fits this config")
+    first = restored.step if restored else 0
+    meta = restored.meta if restored else {}
+    best: dict[str, Any] | None = meta.get("best")
+    if restored:
+        writer.say(f"going on from step {first:,}")
+    state = parallel.put_state(restored.state if restored else program.create())
+    writer.start_run(first, task.data.fingerprints, {"steps_per_minute": steps_per_minute})
+
+    rows = parallel.rows(config.train.batch_size)
+
+    def load(n: int) -> Any:
+        return parallel.put_batch(task.data.train_batch(n, rows))
+
+    predict = parallel.map(task.predict)
+    window = Window(meta.get("window"))
+    clock = Clock(meta.get("timing"))
+    pending: tuple[int, dict[str, Any]] | None = None
+
+    def collect() -> None:
+        """Reads the figures of the last step dispatched, once."""
+        nonlocal pending
+        if pending is not None:
+            n, metrics = pending
+            pending = None
+            values = {name: float(value) for name, value in parallel.take(metrics).items()}
+            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+                raise diagnose.NonFinite(n, values)
+            window.add(values)
+
+    def save(step: int) -> None:
+        host = parallel.take_state(state)
+        if bad := diagnose.first_bad({"params": host.params, "opt_state": host.opt_state}):
+            raise diagnose.NonFinite(step - 1, {}, bad)
+        writer.flush()
+        meta = {
+            "best": best,
+            "window": window.to_json(),
+            "timing": clock.to_json(),
+            "steps_per_minute": plan.steps_per_minute,
+        }
+        checkpoints.save(step, host, meta, best=best["step"] if best else None)
+
+    step = first
+    compiled = None
+    try:
+        with stream(task.data.train_batch, rows, first, plan.total, config.data, parallel.put_batch) as batches:
+            for n, batch in batches:
+                if compiled is None:
+                    with clock.measure("seconds_compile"):
+                        compiled = parallel.compile_train(program.step, state, batch)
+                    clock.start()
+                state, metrics = compiled(state, batch)
+                collect()  # the figures of the step before, while this one runs
+                pending = (n, metrics)
+                step = n + 1
+                writer.tick(step)
+                if n == first:
+                    clock.add("seconds_to_first_step", time.perf_counter() - began)
+                last = step == plan.total
+                log = _due(step, plan.log_every) or last
+                evaluate = _due(step, plan.eval_every) or (last and plan.eval_every)
+                keep = _due(step, plan.save_every) or last or bool(stop)
+                if not (log or evaluate or keep):
+                    continue
+                collect()
+                if log:
+                    rate = clock.rate((step - first) * config.train.batch_size)
+                    figures = window.take() | {"learning_rate": float(program.schedule(n))}
+                    writer.log(step, "train", figures, {"examples_per_second": rate})
+                if evaluate:
+                    with clock.measure("seconds_evaluation", apart=True):
+                        figures = task.measure(
+                            predict_split(config, task, parallel, predict, state, "validation"), False
+                        )
+                        writer.log(step, "validation", figures)
+                    if _better(config, figures, best):
+                        best = {"step": step, "value": figures[best_name(config)]}
+                        keep = True
+                if keep:
+                    with clock.measure("seconds_checkpoint"):
+                        save(step)
+                if stop and not last:
+                    break
+            clock.add("seconds_data_wait", batches.waited)
+    except diagnose.NonFinite as error:
+        checkpoints.wait()
+        _explain(error, task, parallel, program, checkpoints, shapes, compiled, load, writer, config.seed)
+        raise
+    checkpoints.wait()
+    if step < plan.total:
+        writer.say(f"{stop.signal}: saved at step {step:,} of {plan.total:,}; the same command goes on")
+        return Trained(EXIT_CODE, step, None, best, clock.to_json())
+    return Trained(0, step, state, best, clock.summary((step - first) * config.train.batch_size))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _better(config, figures: dict[str, float], best: dict[str, Any] | None) -> bool:
+    if not config.checkpoint.best:
+        return False
+    value = figures[best_name(config)]
+    if best is None:
+        return True
+    return value > best["value"] if config.checkpoint.best_mode == "max" else value < best["value"]
+
+
+def _pace(config, task: Task, parallel: Parallel, steps: int = 10) -> float:
+    """Returns steps a minute, measured on a state that is thrown away."""
+    units = Durations(config.train.batch_size, task.data.sizes["train"], 1.0, 1000)
+    program = make_program(config, task, parallel, units)
+    state = parallel.put_state(program.create())
+    batch = parallel.put_batch(task.data.train_batch(0, parallel.rows(config.train.batch_size)))
+    step = parallel.compile_train(program.step, state, batch)
+    state, _ = step(state, batch)
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    for _ in range(steps):
+        state, _ = step(state, batch)
+    jax.block_until_ready(state)
+    return steps * 60 / (time.perf_counter() - began)
+
+
+def _explain(error, task, parallel, program, checkpoints, shapes, compiled, load, writer, seed) -> None:
+    """Goes back to the last whole checkpoint and forward to the bad step, and names what went wrong there.
+
+    A run is a pure function of its config, so the state before the bad step can be had again; nothing
+    has to be kept for it while all goes well.
+    """
+    restored = checkpoints.restore(shapes, report=writer.say)
+    first = restored.step if restored else 0
+    writer.say(f"step {error.step + 1:,}: not finite; going from step {first:,} to it again to find the cause")
+    state = parallel.put_state(restored.state if restored else program.create())
+    for n in range(first, error.step):
+        state, _ = compiled(state, load(n))
+    host = parallel.take_state(state)
+    where, ids = diagnose.explain(task, host, task.data.train_batch(error.step, slice(None)), seed)
+    shown = ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+    error.args = (
+        f"step {error.step + 1:,}: the loss is not finite. First bad tensor: {where}. Examples: {shown}. "
+        + (f"The checkpoint of step {first:,} is kept" if restored else "No checkpoint had been made")
+        + "; try a smaller config.optimizer.learning_rate, or config.optimizer.clip_norm=1.0",
+    )

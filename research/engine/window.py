@@ -1,0 +1,83 @@
+"""What the loop adds up between two log lines: figures, and where the time went."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+
+class Window:
+    """Means of the steps since the last log line, in float64, by weight. Saved with a checkpoint, so that
+    a run that was stopped between two lines writes the same line."""
+
+    def __init__(self, saved: dict[str, float] | None = None):
+        self._sums: dict[str, float] = dict(saved or {})
+
+    def add(self, values: dict[str, float]) -> None:
+        weight = values["weight"]
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + (value if name == "weight" else value * weight)
+
+    def take(self) -> dict[str, float]:
+        """Returns the means, and starts anew."""
+        sums, self._sums = self._sums, {}
+        weight = sums.pop("weight", 0.0) or 1.0
+        return {name: value / weight for name, value in sums.items()}
+
+    def to_json(self) -> dict[str, float]:
+        return dict(self._sums)
+
+
+class Clock:
+    """Seconds by what they went to, added up over the processes of a run that was stopped and gone on with."""
+
+    def __init__(self, saved: dict[str, float] | None = None):
+        self._saved = dict(saved or {})
+        self._began = time.perf_counter()
+        self._loop: float | None = None  # when the first compiled step began
+        self._apart = 0.0  # seconds of the loop that were not training
+        self._seconds: dict[str, float] = {}
+        self._last = (0, 0.0)  # examples and training seconds at the last log line
+
+    def start(self) -> None:
+        """The loop begins to train."""
+        self._loop = time.perf_counter()
+
+    @contextlib.contextmanager
+    def measure(self, name: str, *, apart: bool = False) -> Iterator[None]:
+        """Adds a block's time to `name`; `apart` takes it out of the time of training."""
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        if apart:
+            self._apart += seconds
+
+    def add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+    def training(self) -> float:
+        """Seconds in which this process trained."""
+        return 0.0 if self._loop is None else time.perf_counter() - self._loop - self._apart
+
+    def rate(self, examples: int) -> float:
+        """Returns examples a second since the last call, of `examples` trained on so far."""
+        now = self.training()
+        done, (self._last, before) = examples, ((examples, now), self._last)
+        return (done - before[0]) / max(now - before[1], 1e-9)
+
+    def to_json(self) -> dict[str, float]:
+        """Returns the seconds of the whole run so far."""
+        mine = self._seconds | {
+            "seconds_training": self.training(),
+            "seconds_total": time.perf_counter() - self._began,
+        }
+        return {name: self._saved.get(name, 0.0) + mine.get(name, 0.0) for name in self._saved | mine}
+
+    def summary(self, examples: int) -> dict[str, Any]:
+        """Returns the seconds, and the pace of this process, `examples` being what it trained on."""
+        training = max(self.training(), 1e-9)
+        return self.to_json() | {
+            "examples_per_second": examples / training,
+            "data_wait_fraction": self._seconds.get("seconds_data_wait", 0.0) / training,
+        }

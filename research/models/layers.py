@@ -1,0 +1,99 @@
+"""What the models are put together from. Parameters are float32; `dtype` is what is computed in.
+
+B examples, H, W height and width, C channels in, D out.
+"""
+
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.ops import dense as ops_dense
+from research.ops import dropout as ops_dropout
+from research.ops.conv import conv2d
+
+glorot = nn.initializers.glorot_uniform()
+
+
+class Conv(nn.Module):
+    """A convolution, x [B, H, W, C] -> [B, H', W', features]; Keras' initial values (glorot uniform, zero bias)."""
+
+    features: int
+    kernel: int = 3  # side, in pixels
+    stride: int = 1
+    padding: str | int = "SAME"
+    use_bias: bool = True
+    kernel_init: Callable = glorot
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = conv2d(x, kernel, stride=self.stride, padding=self.padding)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
+                self.dtype
+            )
+        return y
+
+
+class Dense(nn.Module):
+    """A matrix and a bias, x [..., C] -> [..., features]; Keras' initial values."""
+
+    features: int
+    kernel_init: Callable = glorot
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return ops_dense.dense(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(
+            self.dtype
+        )
+
+
+def batch_norm(*, train: bool, dtype: Any, axis_name: str | None) -> Callable[..., nn.Module]:
+    """Returns the constructor of batch norms whose float32 statistics are over the whole batch on every layout.
+
+    Under jit with shardings the mean over the batch is already global; under pmap `axis_name` makes it so. Running
+    statistics (decay 0.9, as torchvision's momentum 0.1) live in the collection 'batch_stats'.
+    """
+    return partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        axis_name=axis_name,
+    )
+
+
+class Dropout(nn.Module):
+    """Dropout per example; see research/ops/dropout.py. Its salt is its place in the model."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        return ops_dropout.dropout(x, keys, self.rate, _salt(self.path))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per example: drops the whole of a residual branch."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        return ops_dropout.drop_path(x, keys, self.rate, _salt(self.path))
+
+
+def _salt(path: tuple[str, ...]) -> int:
+    return zlib.crc32("/".join(path).encode())

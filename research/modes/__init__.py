@@ -1,0 +1,79 @@
+"""What launch.py can do, one file each: `run(config, mistakes, flags) -> exit code`. Here is what they share."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, list[str]]:
+    """Returns the config that the flags name, and the mistakes in it: that of --config, else the workdir's own."""
+    from research import config as configs
+    from research.engine.workdir import read_config
+
+    if flags.config:
+        return configs.load(flags.config, overrides)
+    if not flags.workdir:
+        raise configs.UserError("give --config=configs/NAME.py to start a run, or --workdir=DIR to go on with one")
+    stored = read_config(flags.workdir)
+    return configs.resolve(stored, overrides) if list(overrides) else (stored, [])
+
+
+def demand(config: Any, mistakes: list[str], flags: Any, *, workdir: bool = True) -> Path:
+    """Returns the workdir.
+
+    Raises:
+      UserErrors: the config has mistakes, or --workdir is missing.
+    """
+    from research.config import UserErrors
+
+    lines = list(mistakes)
+    if workdir and not flags.workdir:
+        lines.append("give --workdir=runs/NAME, the directory of the run")
+    if lines:
+        raise UserErrors(lines)
+    return Path(flags.workdir or "")
+
+
+def build(config: Any) -> tuple[Any, Any]:
+    """Returns the layout and the task of a config.
+
+    Raises:
+      UserErrors: what can be known only with the data at hand and the devices counted.
+    """
+    from research.config import UserError, UserErrors, find_module
+    from research.engine import parallel, program
+
+    parallel.configure(cpu_devices=config.parallel.cpu_devices)
+    layout = parallel.make(config.parallel.kind, config.parallel.devices)
+    lines = []
+    parts = layout.device_count * config.train.micro_batches
+    if config.train.batch_size % parts:
+        lines.append(
+            f"config.train.batch_size={config.train.batch_size}: does not divide over {layout.device_count} device(s) "
+            f"x {config.train.micro_batches} micro-batch(es); use a multiple of {parts}"
+        )
+    if config.eval.batch_size % layout.device_count:
+        lines.append(
+            f"config.eval.batch_size={config.eval.batch_size}: does not divide over {layout.device_count} devices"
+        )
+    task = None
+    try:
+        task = find_module("tasks", config.task.name).build(config, axis_name=layout.axis_name)
+    except UserErrors as errors:
+        lines += errors.lines
+    except UserError as error:
+        lines.append(str(error))
+    if task is not None:
+        lines += program.problems(config, task, layout)
+    if lines:
+        raise UserErrors(lines)
+    return layout, task
+
+
+def restore(config: Any, workdir: Path) -> tuple[Any, Any, Any]:
+    """Returns the layout, the task and the checkpoint that a trained model is used from."""
+    layout, task = build(config)
+    from research.engine.finish import restore_final
+    from research.engine.program import state_shapes
+
+    return layout, task, restore_final(config, workdir, state_shapes(config, task, layout))

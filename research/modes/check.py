@@ -1,0 +1,99 @@
+"""Shows what would run, without running it: every mistake of the config, else parameters, FLOPs, memory and data."""
+
+import math
+from typing import Any
+
+from research import modes
+from research.config import UserErrors, resolve
+
+
+def run(config: Any, mistakes: list[str], flags: Any) -> int:
+    layout, task = _build(config, mistakes)
+
+    import jax
+
+    from research.engine import optim
+    from research.engine.step import make_train_step
+    from research.engine.text import print_table
+    from research.engine.program import durations, make_program
+
+    units = durations(config, task)
+    program = make_program(config, task, layout, units if units.total_steps else durations(config, task, 1.0))
+    state = jax.eval_shape(program.create)
+    batch = task.data.train_batch(0, slice(None))
+    # In one piece: XLA counts the body of a scan over micro-batches once.
+    whole = make_train_step(task, program.tx, seed=0, ema=config.train.ema)
+    flops = jax.jit(whole).lower(state, batch).cost_analysis().get("flops", math.nan)
+
+    print(optim.format_parameter_table(optim.parameter_table(state.params, program.tx)))
+    steps = f"{units.total_steps:,} steps" if units.total_steps else config.train.duration
+    rows = [
+        ("data", f"{config.data.name}: " + ", ".join(f"{split} {n:,}" for split, n in task.data.sizes.items())),
+        ("a batch", ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items()) + f", {_size(batch)}"),
+        ("training", f"{steps}, {config.parallel.kind} over {layout.device_count} device(s)"),
+        ("FLOPs a step", f"{flops:,.0f}"),
+        ("memory, params", _size(state.params)),
+        ("memory, EMA", _size(state.ema)),
+        ("memory, model state", _size(state.model_state)),
+        ("memory, optimizer", _size(state.opt_state)),
+        ("memory, activations", f"{_size(_kept(task, state, batch))} kept for the gradient"),
+    ]
+    if flags.compile:
+        placed = layout.put_batch(batch)
+        memory = layout.compile_train(program.step, layout.put_state(program.create()), placed).memory_analysis()
+        rows.append(("memory, temporaries", f"{_bytes(memory.temp_size_in_bytes)} a device, as XLA compiled the step"))
+    print_table(("what", "how much"), rows)
+    print("no mistake found")
+    return 0
+
+
+def _build(config: Any, mistakes: list[str]) -> tuple[Any, Any]:
+    """Builds what can be built, so that mistakes in the data come in the same list as those in the config."""
+    # The arithmetic of both layouts is the same, and the mesh's can be looked at without a mapped axis.
+    mesh, _ = resolve(config, [("parallel.kind", "mesh")])
+    lines = list(mistakes)
+    try:
+        built = modes.build(mesh)
+    except UserErrors as errors:
+        # What follows from a mistake that is listed already need not be said again.
+        lines += [line for line in errors.lines if line.split(":")[0] not in {m.split(":")[0] for m in mistakes}]
+        raise UserErrors(lines) from None
+    if lines:
+        raise UserErrors(lines)
+    return built
+
+
+def _kept(task: Any, state: Any, batch: Any) -> list[Any]:
+    """The shapes of what the forward pass keeps for the backward pass, parameters left out."""
+    import jax
+
+    from research.engine import rng
+    from research.engine.step import STREAMS
+
+    def forward(params, model_state, batch):
+        rngs = rng.step_keys(0, 0, STREAMS)
+
+        def total(params):
+            out = task.loss(params, model_state, batch, rngs)
+            return (out.losses * out.weights).sum()
+
+        _, backward = jax.vjp(total, params)
+        known = {id(leaf) for leaf in jax.tree.leaves((params, batch))}
+        return [leaf for leaf in jax.tree.leaves(backward) if id(leaf) not in known]
+
+    return jax.eval_shape(forward, state.params, state.model_state, batch)
+
+
+def _size(tree: Any) -> str:
+    import jax
+    import numpy as np
+
+    return _bytes(sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)))
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.2f} GB"

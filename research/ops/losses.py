@@ -1,0 +1,30 @@
+"""Losses per example, in float32 whatever comes in. B examples (or any leading shape), C classes."""
+
+import jax
+import jax.numpy as jnp
+
+
+def softmax_cross_entropy(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+    """-sum_c target_c * log softmax(logits)_c, with target = (1 - s) * onehot(label) + s / C.
+
+    The label's logit is picked by comparison and not by indexing: the gradient of an index is a scatter, which no
+    device likes; this one is softmax minus target, element by element.
+
+    Args:
+      logits: [..., C].
+      labels: integers [...] in 0..C-1.
+      label_smoothing: s, the share of the weight spread evenly over all classes.
+
+    Returns:
+      float32 [...]. Stable for logits of any finite size.
+    """
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]  # [..., C]
+    losses = jax.nn.logsumexp(logits, -1) - jnp.sum(jnp.where(chosen, logits, 0.0), -1)
+    if label_smoothing:
+        # (1-s) * (lse - z_label) + s * (lse - mean z) = lse - z_label + s * (z_label - mean z)
+        excess = jnp.where(chosen, logits, 0.0).sum(-1) - logits.mean(-1)
+        losses = losses + label_smoothing * excess
+    return losses

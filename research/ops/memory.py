@@ -1,0 +1,32 @@
+"""Memory for XLA on a CPU: keep what was freed."""
+
+import ctypes
+import sys
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc's malloc to keep freed memory in the process instead of returning it to the system.
+
+    XLA allocates one buffer for a whole train step's temporaries and frees it at the end. malloc would map it anew for
+    every step, and the system would clear it page by page: 28,000 page faults and 40 of the 60 ms of a small CNN's
+    step. Afterwards a step of the same program takes 30 ms and the process holds some 100 MB more; it never shrinks.
+
+    Call it once, at the start, before JAX allocates. Elsewhere than on Linux with glibc nothing happens.
+
+    Returns:
+      Whether all three settings were taken.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    settings = (
+        (M_ARENA_MAX, 1),  # one heap for all threads: what one frees, another may use
+        (M_MMAP_MAX, 0),  # large blocks come from the heap as well
+        (M_TRIM_THRESHOLD, 2**31 - 1),  # and its end is not given back
+    )
+    return all(mallopt(*setting) == 1 for setting in settings)

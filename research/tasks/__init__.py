@@ -1,0 +1,1 @@
+"""What is learned: a loss, its metrics, its prediction and its data."""

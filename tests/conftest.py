@@ -1,0 +1,66 @@
+"""What the tests share: four virtual CPU devices, caches of their own, a tiny task, and launch.py in this process."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# Before JAX is first imported. The caches are the suite's own unless a caller (CI) has named one.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ.setdefault("ROOTSTOCK_CACHE", tempfile.mkdtemp(prefix="rootstock-tests-"))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for `import launch`
+
+# A run of 30 steps in about two seconds, with everything on that has a state: momentum, EMA, dropout, batch norm, augmentation.
+SMALL = (
+    "--config.parallel.devices=1",
+    "--config.data.validation_fraction=0.1",
+    "--config.data.augment.shift=1",
+    "--config.model.features=(4,8)",
+    "--config.model.dense=(16,)",
+    "--config.model.dropout=0.1",
+    "--config.train.duration=steps=30",
+    "--config.train.batch_size=32",
+    "--config.train.ema=0.9",
+    "--config.eval.every=steps=10",
+    "--config.eval.bootstrap=20",
+    "--config.checkpoint.every=steps=7",
+    "--config.log.every=steps=4",
+    "--config.log.tensorboard=false",
+)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's top folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Flags that make configs/digits_cnn.py a run of two seconds."""
+    return (f"--config={ROOT}/configs/digits_cnn.py", *SMALL)
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """launch.main in this process: `launch(*flags) -> exit code`."""
+    import launch as module
+
+    return lambda *flags: module.main([str(flag) for flag in flags])
+
+
+@pytest.fixture
+def tree_distance():
+    """Returns the largest absolute difference between two trees of arrays."""
+    import jax
+
+    def distance(a, b) -> float:
+        apart = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max()), a, b)
+        return max(jax.tree.leaves(apart))
+
+    return distance

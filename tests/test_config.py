@@ -1,0 +1,156 @@
+"""What a config says, and what it may not say."""
+
+import json
+
+import pytest
+
+from research.config import (
+    Durations,
+    UserError,
+    defaults,
+    differences,
+    flatten,
+    from_json,
+    load,
+    nearest,
+    parse_duration,
+    resolve,
+    to_json,
+)
+
+
+def mistakes(*overrides):
+    return resolve(defaults(), [text.split("=", 1) for text in overrides])[1]
+
+
+def test_defaults_have_no_mistake():
+    assert mistakes() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.batchsize=3", "did you mean 'train.batch_size'"),
+        ("lrr=1", "config.lrr: unknown key"),
+        ("learning_rate=1", "did you mean 'optimizer.learning_rate'"),
+        ("trian.duration=epochs=1", "did you mean 'train.duration'"),
+        ("model.fetures=(1,)", "did you mean 'model.features'"),
+        ("optimizer.betaa1=0.5", "did you mean 'optimizer.b1'"),
+        ("model.name=cn", "did you mean 'cnn'"),
+        ("optimizer.name=adm", "did you mean 'adam'"),
+        ("optimizer.schedule.name=cosin", "did you mean 'cosine'"),
+        ("task.name=clasification", "did you mean 'classification'"),
+        ("train.batch_size=many", "must be of type int"),
+        ("train.batch_size=1.5", "must be of type int"),
+        ("train.ema=high", "must be of type float"),
+        ("data.augment.flip=perhaps", "must be of type bool"),
+        ("train.ema=1.0", "0 or more and less than 1"),
+        ("train.batch_size=0", "must be 1 or more"),
+        ("parallel.kind=gpu", "one of mesh, pmap"),
+        ("train.duration=5", "must be a duration"),
+        ("eval.every=epoch=5", "must be a duration"),
+        ("optimizer.learning_rate=nan", "must be of type float"),
+        ("data.clean.blank=remove", "one of error, drop, keep"),
+        ("data.augment=3", "is a section"),
+        ("seed=-1", "from 0 to"),
+    ],
+)
+def test_each_mistake_is_one_line_with_the_mend(override, says):
+    found = mistakes(override)
+    assert len(found) == 1 and says in found[0] and "\n" not in found[0], found
+
+
+def test_all_mistakes_come_at_once():
+    found = mistakes("train.batchsize=3", "model.name=cn", "model.features=(1,)", "train.ema=2.0", "seed=one")
+    assert len(found) == 4  # the option of a model that does not exist cannot be judged
+
+
+def test_keys_that_a_config_file_adds_are_found(tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(
+        "from research.config import defaults\n"
+        "def get_config():\n    c = defaults()\n    c.optimiser = 3\n    c.train.epochs = 5\n    return c\n"
+    )
+    _, found = load(str(path))
+    assert [line.split(":")[0] for line in found] == ["config.optimiser", "config.train.epochs"]
+
+
+def test_overrides_are_read_as_the_type_of_the_default():
+    config, found = resolve(
+        defaults(),
+        [
+            ("train.batch_size", "1_000"),
+            ("train.ema", "0"),
+            ("data.augment.flip", "true"),
+            ("data.path", "12"),
+            ("model.features", "[8, 16]"),
+            ("optimizer.decay_exclude", "'bias'"),
+        ],
+    )
+    assert found == []
+    assert (config.train.batch_size, config.train.ema, config.data.augment.flip) == (1000, 0.0, True)
+    assert (config.data.path, config.model.features) == ("12", (8, 16))
+    assert config.optimizer.decay_exclude == ("bias",) and isinstance(config.train.ema, float)
+
+
+def test_the_resolved_config_holds_every_option_of_what_it_names():
+    config, _ = resolve(defaults(), [("optimizer.name", "sgd"), ("model.name", "mlp")])
+    assert {"momentum", "nesterov", "learning_rate"} <= set(config.optimizer)
+    assert "b1" not in config.optimizer and "features" in config.model
+
+
+def test_json_gives_the_same_config_back():
+    config, _ = resolve(defaults(), [("model.features", "(4, 8)")])
+    again = from_json(to_json(config))
+    assert again == config and again.model.features == (4, 8)
+    assert flatten(json.loads(to_json(config))).keys() == flatten(config.to_dict()).keys()
+    assert resolve(again)[1] == []
+
+
+def test_differences_leave_out_what_is_no_other_experiment():
+    a, _ = resolve(defaults())
+    b, _ = resolve(defaults(), [("parallel.devices", "2"), ("train.batch_size", "64")])
+    assert differences(a, b) == ["config.train.batch_size: 128 -> 64"]
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        ("steps=7", 7),
+        ("epochs=1", 8),  # 1000 examples in batches of 128: 7.8
+        ("epochs=2", 16),  # 15.6
+        ("examples=300_000", 2344),
+        ("percent=10", 5),
+        ("minutes=0.5", 60),
+        ("steps=0", 0),
+    ],
+)
+def test_durations(duration, steps):
+    assert Durations(128, 1000, 120.0, 50).to_steps(duration) == steps
+
+
+def test_durations_that_are_none():
+    for text in ("5", "epoch=1", "epochs=", "epochs=-1", "steps=nan", "steps=inf"):
+        with pytest.raises(UserError, match="no duration"):
+            parse_duration(text)
+    with pytest.raises(UserError, match="percent of what"):
+        Durations(128, 1000).to_steps("percent=10")
+
+
+def test_nearest():
+    assert nearest("batchsize", ["batch_size", "seed"]) == " (did you mean 'batch_size'?)"
+    assert nearest("zzz", ["batch_size"]) == ""
+
+
+def test_arguments_and_missing_files(tmp_path):
+    path = tmp_path / "sized.py"
+    path.write_text(
+        "from research.config import defaults\n"
+        "def get_config(arg='small'):\n    c = defaults()\n    c.train.batch_size = {'small': 8, 'large': 64}[arg]\n    return c\n"
+    )
+    assert load(f"{path}")[0].train.batch_size == 8
+    assert load(f"{path}:large")[0].train.batch_size == 64
+    with pytest.raises(UserError, match="KeyError: 'huge'"):
+        load(f"{path}:huge")
+    with pytest.raises(UserError, match="did you mean '.*sized.py'"):
+        load(str(tmp_path / "size.py"))

@@ -1,0 +1,287 @@
+"""launch.py as a user meets it: exit codes, one clear line for a mistake, the files of a run, the modes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Makes a folder of two classes, dark and light: `pictures(count) -> its path`."""
+
+    def make(count=12, classes=("dark", "light")):
+        rng = np.random.default_rng(0)
+        for number, name in enumerate(classes):
+            folder = tmp_path / "pictures" / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 100, (8, 8, 3)) + 150 * number
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+        return tmp_path / "pictures"
+
+    return make
+
+
+@pytest.fixture
+def on_folder(root):
+    """Flags for a small run on a folder of pictures."""
+    return lambda path: (
+        f"--config={root}/configs/image_folder.py",
+        f"--config.data.path={path}",
+        "--config.data.image_size=8",
+        "--config.data.augment.crop=1",
+        "--config.model.name=mlp",
+        "--config.parallel.devices=1",
+        "--config.train.batch_size=4",
+        "--config.train.duration=steps=2",
+        "--config.eval.batch_size=4",
+        "--config.eval.bootstrap=10",
+        "--config.log.tensorboard=false",
+    )
+
+
+def test_help_is_quick_to_import(root):
+    """Nothing heavy is imported for --help: the time itself is measured in benchmarks/."""
+    code = "import sys, launch\ntry: launch.main(['--help'])\nexcept SystemExit as e: print(e.code, 'numpy' in sys.modules, 'jax' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "0 False False"
+
+
+def test_a_run_leaves_what_the_contract_says(launch, small, tmp_path):
+    assert launch(*small, "--config.log.tensorboard=true", f"--workdir={tmp_path}") == 0
+    for name in ("config.json", "run.json", "metrics.jsonl", "summary.json", "parameters.txt", "data_report.json", "report.html"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    assert list((tmp_path / "tensorboard").iterdir())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for key in (
+        "test/accuracy",
+        "test/accuracy_low",
+        "test/accuracy_high",
+        "test/f1_macro",
+        "validation/loss",
+        "steps",
+        "examples_per_second",
+        "seconds_total",
+        "seconds_compile",
+        "data_wait_fraction",
+        "peak_memory_bytes",
+        "params_total",
+        "params_trainable",
+        "params_sha256",
+    ):
+        assert key in summary, key
+    assert summary["steps"] == 30 and summary["test/accuracy_low"] <= summary["test/accuracy"]
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["exit"] == 0 and run["seed"] == 0 and set(run["data"]) >= {"data", "train", "test"}
+    assert run["versions"]["jax"] and run["cpu_cores"] and run["devices"]["count"]
+    before = (tmp_path / "summary.json").stat().st_mtime_ns
+    assert launch(*small, "--config.log.tensorboard=true", f"--workdir={tmp_path}") == 0  # costs nothing
+    assert (tmp_path / "summary.json").stat().st_mtime_ns == before
+
+
+def test_modes_of_a_finished_run(launch, pictures, on_folder, tmp_path, capsys):
+    folder, run = pictures(), tmp_path / "run"
+    assert launch(*on_folder(folder), f"--workdir={run}") == 0
+    summary = json.loads((run / "summary.json").read_text())
+
+    assert launch(f"--workdir={run}", "--mode=evaluate") == 0
+    figures = json.loads((run / "evaluation.json").read_text())
+    assert {k: v for k, v in figures.items() if k != "step"} == {k: v for k, v in summary.items() if "/" in k}
+
+    assert launch(f"--workdir={run}", "--mode=predict", f"--inputs={folder}/dark,{folder}/light/3.png") == 0
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 13 and rows[-1]["input"] == f"{folder}/light/3.png"
+    assert {row["label"] for row in rows} <= {"dark", "light"} and all(0.5 <= row["probability"] <= 1 for row in rows)
+
+    assert launch(f"--workdir={run}", "--mode=reproduce") == 0
+    assert "same data, metrics and params_sha256" in capsys.readouterr().out
+
+
+def test_reproduce_names_the_first_difference(launch, small, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert launch(*small, f"--workdir={run}") == 0
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    third = json.loads(lines[2])
+    lines[2] = json.dumps(third | {"loss": third["loss"] * 2})
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert launch(f"--workdir={run}", "--mode=reproduce") == 1
+    error = capsys.readouterr().err
+    assert f"metrics.jsonl line 3 (step {third['step']}, {third['split']}): loss is" in error
+
+
+def test_check_shows_what_would_run(launch, small, capsys):
+    assert launch(*small, "--mode=check") == 0
+    out = capsys.readouterr().out
+    for word in ("train 1,29", "test 359", "image [32, 8, 8, 1]", "FLOPs", "activations", "optimizer", "30 steps", "no mistake found"):
+        assert word in out, word
+
+
+def test_check_counts_the_flops_of_a_linear_model(launch, small, capsys):
+    """One dense layer of 64 x 10 on 32 examples: 2 x 32 x 64 x 10 forward and as many for the weight gradient."""
+    assert launch(small[0], "--mode=check", "--config.model.name=mlp", "--config.model.features=()",
+                  "--config.model.padding=SAME") == 2
+    assert "config.model.padding: unknown key" in capsys.readouterr().err
+
+
+def a_text_file(folder):
+    (folder / "dark" / "notes.png").write_text("no picture")
+
+
+def a_nan_picture(folder):
+    np.save(folder / "light" / "nan.npy", np.full((8, 8, 3), np.nan, np.float32))
+
+
+def one_picture_in_a_class(folder):
+    (folder / "rare").mkdir()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "rare" / "only.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(a_text_file, "notes.png"), (a_nan_picture, "nan.npy"), (one_picture_in_a_class, "rare")],
+)
+@pytest.mark.parametrize("mode", ["train", "check"])
+def test_bad_pictures(launch, pictures, on_folder, tmp_path, capsys, damage, says, mode):
+    folder = pictures()
+    damage(folder)
+    assert launch(*on_folder(folder), f"--workdir={tmp_path / 'run'}", f"--mode={mode}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+    assert not (tmp_path / "run").exists()  # nothing stands in the way of the mended command
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--config.train.batchsize=3",), "did you mean 'train.batch_size'"),
+        (("--config.train.batch_size=big",), "must be of type int"),
+        (("--config.train.batch_size=4096",), "4096"),
+        (("--config.data.name=folder", "--config.data.path=/nowhere"), "/nowhere"),
+        (("--config.data.name=folder", "--config.data.path=EMPTY"), "EMPTY"),
+        (("--config.train.micro_batches=3",), "does not divide"),
+        (("--config.parallel.devices=9",), "4 cpu device(s) are here"),
+        (("--config.checkpoint.best=validation/acuracy",), "validation/accuracy"),
+        (("--config.model.name=cnn", "--config.model.padding=VALID"), "8"),
+        (("--config.optimizer.decay_exclude=('b[',)",), "b["),
+        (("--config.train.duration=percent=10",), "percent of what"),
+        (("--config.train.duration=steps=0",), "config.train.duration"),
+        (("--config.resume=/nowhere",), "/nowhere"),
+    ],
+)
+def test_bad_flags(launch, small, tmp_path, capsys, monkeypatch, flags, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    assert launch(*small, f"--workdir={tmp_path / 'run'}", *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+    assert "Traceback" not in error
+
+
+def test_labels_out_of_range(launch, pictures, on_folder, tmp_path, capsys):
+    folder = pictures()
+    table = folder / "labels.csv"
+    rows = [f"{name}/{i}.png,{k}" for k, name in enumerate(("dark", "light")) for i in range(12)]
+    table.write_text("path,label\n" + "\n".join(rows[:-1] + ["light/11.png,-1"]) + "\n")
+    assert launch(*on_folder(table), f"--workdir={tmp_path / 'run'}") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "labels.csv" in error and "-1" in error
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/self"), reason="needs a place nobody may write to")
+def test_no_write_permission(launch, small, tmp_path, capsys):
+    place = "/proc/run" if os.geteuid() == 0 else str(tmp_path / "closed" / "run")
+    (tmp_path / "closed").mkdir(mode=0o555)
+    assert launch(*small, f"--workdir={place}") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--workdir={place}" in error and "cannot be written" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--mode=train",), "--config="),
+        (("--config=configs/digit_cnn.py", "--workdir=x"), "digits_cnn.py"),
+        (("--workdir=/nowhere/run", "--mode=evaluate"), "holds no run"),
+        (("--config=configs/digits_cnn.py",), "--workdir"),
+        (("--config=configs/digits_cnn.py:small", "--workdir=x"), "takes no argument"),
+    ],
+)
+def test_bad_commands(launch, capsys, monkeypatch, root, argv, says):
+    monkeypatch.chdir(root)
+    assert launch(*argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and says in error
+
+
+@pytest.mark.parametrize("argv", [("--mod=train",), ("--mode=trian",), ("stray",), ("--config.seed",)])
+def test_unknown_flags(launch, capsys, argv):
+    with pytest.raises(SystemExit) as stopped:
+        launch(*argv)
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_nonfinite_loss_stops_and_names_the_cause(launch, small, tmp_path, capsys, monkeypatch):
+    """A batch goes bad at step 12: the run stops there, names it, and keeps the checkpoint of step 7."""
+    from research.data import batches
+
+    make = batches.make_batches
+
+    def poisoned(*args, **kwargs):
+        train_batch, eval_batch = make(*args, **kwargs)
+
+        def bad(n, rows):
+            batch = train_batch(n, rows)
+            if n == 11:
+                batch["image"] = batch["image"].copy()
+                batch["image"][5] = np.nan
+            return batch
+
+        return bad, eval_batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "make_batches", poisoned)
+        assert launch(*small, "--config.model.norm=none", f"--workdir={tmp_path}") == 1
+    error = capsys.readouterr().err
+    from research import modes
+    from research.engine.workdir import read_config
+
+    _, task = modes.build(read_config(tmp_path))
+    culprit = int(task.data.train_batch(11, slice(None))["id"][5])
+    assert "step 12" in error and "image" in error and f"Examples: {culprit}." in error and "step 10" in error
+    assert (tmp_path / "checkpoints" / "10").is_dir() and not (tmp_path / "checkpoints" / "14").exists()
+    assert json.loads((tmp_path / "run.json").read_text())["exit"] == 1
+    # With the batch mended, the same command goes on from there.
+    assert launch(*small, "--config.model.norm=none", f"--workdir={tmp_path}") == 0
+
+
+def test_divergence_names_a_tensor_of_the_model(launch, small, tmp_path, capsys):
+    flags = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e20", "--config.model.norm=none")
+    assert launch(*small, *flags, f"--workdir={tmp_path}") == 1
+    error = capsys.readouterr().err
+    assert "First bad tensor" in error and "learning_rate" in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_full_disk(root, small, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a file system")
+    try:
+        command = [sys.executable, root / "launch.py", *small, "--config.checkpoint.keep=100", f"--workdir={disk}/run"]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 2, run.stderr[-3000:]
+        assert [line for line in run.stderr.splitlines() if line.startswith("error: no space left")], run.stderr[-3000:]
+        assert "Traceback" not in run.stderr
+        whole = [int(p.name) for p in (disk / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+        assert whole
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0 and f"going on from step {max(whole)}" in run.stdout
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False)

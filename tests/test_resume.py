@@ -1,0 +1,216 @@
+"""A run that was stopped, killed or damaged ends in the same bits as one that never was."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def straight(launch, small, tmp_path_factory) -> Path:
+    """The small run, never stopped."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    assert launch(*small, f"--workdir={workdir}") == 0
+    return workdir
+
+
+def ending(workdir: Path) -> tuple[str, str]:
+    """What must be equal: the hash of the parameters, and the bytes of metrics.jsonl."""
+    return json.loads((workdir / "summary.json").read_text())["params_sha256"], (workdir / "metrics.jsonl").read_text()
+
+
+def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Sends this process a signal when the loop has dispatched a step."""
+    from research.engine.writer import Writer
+
+    old = Writer.tick
+
+    def tick(self, at):
+        old(self, at)
+        if at == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Writer, "tick", tick)
+
+
+def test_same_seed_twice_ends_in_the_same_bits(launch, small, straight, tmp_path):
+    assert launch(*small, f"--workdir={tmp_path}") == 0
+    assert ending(tmp_path) == ending(straight)
+
+
+def test_another_seed_does_not(launch, small, straight, tmp_path):
+    assert launch(*small, "--config.seed=1", f"--workdir={tmp_path}") == 0
+    assert ending(tmp_path)[0] != ending(straight)[0]
+
+
+@pytest.mark.parametrize(("step", "number"), [(1, signal.SIGTERM), (13, signal.SIGINT), (20, signal.SIGTERM)])
+def test_signals_save_and_the_same_command_goes_on(launch, small, straight, tmp_path, monkeypatch, step, number):
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, number)
+        assert launch(*small, f"--workdir={tmp_path}") == 75
+    assert json.loads((tmp_path / "run.json").read_text())["exit"] == 75
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
+    assert launch(*small, f"--workdir={tmp_path}") == 0
+    assert ending(tmp_path) == ending(straight)
+
+
+def newest(workdir: Path) -> Path:
+    return max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def truncate(checkpoint: Path) -> None:
+    file = max(checkpoint.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def delete_file(checkpoint: Path) -> None:
+    next(p for p in sorted(checkpoint.rglob("d/*")) if p.is_file()).unlink()
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    file = max(checkpoint.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(file.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def empty(checkpoint: Path) -> None:
+    (checkpoint.parent / "29").mkdir()
+
+
+def change_meta(checkpoint: Path) -> None:
+    file = checkpoint / "meta" / "metadata"
+    content = json.loads(file.read_text())
+    content["window"]["loss"] += 1.0
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", [truncate, delete_file, flip_a_bit, empty, change_meta])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
+    launch, small, straight, tmp_path, monkeypatch, capsys, damage
+):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25)
+        assert launch(*small, f"--workdir={tmp_path}") == 75
+    damage(newest(tmp_path))
+    capsys.readouterr()
+    assert launch(*small, f"--workdir={tmp_path}") == 0
+    out = capsys.readouterr().out
+    assert "is damaged" in out and "going on from step" in out
+    assert ("going on from step 25" in out) == (damage is empty)
+    assert any((tmp_path / "damaged").iterdir())
+    assert ending(tmp_path) == ending(straight)
+
+
+def test_all_checkpoints_damaged_starts_again(launch, small, straight, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25)
+        launch(*small, f"--workdir={tmp_path}")
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        flip_a_bit(checkpoint)
+    assert launch(*small, f"--workdir={tmp_path}") == 0
+    assert ending(tmp_path) == ending(straight)
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(straight):
+    summary = json.loads((straight / "summary.json").read_text())
+    kept = {int(p.name) for p in (straight / "checkpoints").iterdir()}
+    assert kept == {28, 30, summary["best_step"]}
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    accuracy = {line["step"]: line["accuracy"] for line in lines if line["split"] == "validation"}
+    assert summary["best_step"] == max(accuracy, key=lambda step: (accuracy[step], -step))
+
+
+def run_in_process(root, small, workdir: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, root / "launch.py", *small, f"--workdir={workdir}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments(root, small, straight, tmp_path):
+    """Longer steps than the straight run would need, saved at every one, so that kills hit saves too."""
+    often = (*small, "--config.checkpoint.every=steps=1")
+    rng = random.Random(0)
+    begun = tmp_path / "checkpoints"
+    kills = 0
+    for _ in range(200):
+        process = run_in_process(root, often, tmp_path)
+        wait = rng.uniform(0, 1.0)
+        while process.poll() is None and not begun.is_dir():
+            time.sleep(0.05)
+        before = _steps(begun)
+        while process.poll() is None and _steps(begun) == before and kills < 10:
+            time.sleep(0.01)
+        time.sleep(wait)
+        if process.poll() is None and kills < 10:
+            process.kill()
+            kills += 1
+        process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+    assert kills == 10
+    assert ending(tmp_path) == ending(straight)
+
+
+def _steps(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_a_second_run_on_one_workdir_is_refused(launch, small, tmp_path, capsys):
+    from research.config import load
+    from research.engine.workdir import open_workdir
+
+    config, mistakes = load(small[0].removeprefix("--config="), [])
+    assert not mistakes
+    with open_workdir(tmp_path, config):
+        assert launch(small[0], f"--workdir={tmp_path}") == 2
+    message = capsys.readouterr().err
+    assert f"process {os.getpid()} is running there" in message and message.count("\n") == 1
+
+
+def test_another_config_in_the_workdir_is_refused_and_named(launch, small, straight, capsys):
+    assert launch(*small, "--config.optimizer.learning_rate=0.5", f"--workdir={straight}") == 2
+    assert "config.optimizer.learning_rate: 0.002 -> 0.5" in capsys.readouterr().err
+
+
+def test_another_number_of_devices_goes_on_in_the_same_order(launch, small, straight, tmp_path, monkeypatch):
+    from research import modes
+    from research.data import batches
+    from research.engine.workdir import read_config
+
+    seen: dict[int, list[int]] = {}
+    make = batches.make_batches
+
+    def watching(*args, **kwargs):
+        train_batch, eval_batch = make(*args, **kwargs)
+
+        def watched(n, rows):
+            batch = train_batch(n, rows)
+            seen[n] = batch["id"].tolist()
+            return batch
+
+        return watched, eval_batch
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 13)
+        assert launch(*small, f"--workdir={tmp_path}") == 75
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "make_batches", watching)
+        assert launch(*small, "--config.parallel.devices=4", f"--workdir={tmp_path}") == 0
+    assert min(seen) == 13 and max(seen) == 29
+    _, task = modes.build(read_config(straight))
+    assert all(ids == task.data.train_batch(n, slice(None))["id"].tolist() for n, ids in seen.items())
+    a, b = (json.loads((w / "summary.json").read_text()) for w in (straight, tmp_path))
+    # 17 steps whose float32 sums were added in another order.
+    assert a["test/loss"] == pytest.approx(b["test/loss"], abs=1e-3)
