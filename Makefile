@@ -3,7 +3,7 @@
 #
 # All that is needed is a Python of 3.11 or newer; the first call sets up a virtual environment, later ones use it.
 #   make test PYTHON=python3.12     another Python, with an environment of its own
-#   make test ARGS="-n 2 -k optim"  more arguments for pytest (or, with make run, for launch.py)
+#   make test ARGS="-n 0 -k optim"  more arguments for pytest (or, with make run, for launch.py)
 
 CONFIG = configs/digits_cnn.py
 WORKDIR = runs/$(basename $(notdir $(CONFIG)))
@@ -25,16 +25,14 @@ run: $(VENV)/.installed
 	@$(VENV)/bin/python launch.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: $(VENV)/.installed-test
-	@$(VENV)/bin/python -m pytest -q $(ARGS)
+	@$(VENV)/bin/python -m pytest -q -n 2 $(ARGS)
 
 slow: $(VENV)/.installed-test
 	@$(VENV)/bin/python -m pytest -q -m slow $(ARGS)
 
 lint: $(VENV)/.installed-test
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports --no-cache
+	@failed=0; for check in "ruff check --output-format concise ." "ruff format --check ." mypy "lint-imports --no-cache"; \
+	do echo "$$check"; $(VENV)/bin/$$check || failed=1; done; exit $$failed
 
 format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check --fix .

@@ -28,15 +28,28 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     """Returns the flags, and the overrides (key, text) of `--config.key=text`."""
     modes = [module.name for module in pkgutil.iter_modules(research.modes.__path__)]
     parser = _Parser(
-        "launch.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        "launch.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", help="configs/NAME.py, or NAME.py:ARG; left out, the workdir's own")
-    parser.add_argument("--config.KEY", help="sets a key of the config: --config.train.batch_size=64")
+    parser.add_argument(
+        "--config", help="configs/NAME.py, or NAME.py:ARG; left out, the workdir's own"
+    )
+    parser.add_argument(
+        "--config.KEY", help="sets a key of the config: --config.train.batch_size=64"
+    )
     parser.add_argument("--workdir", help="the run directory")
-    parser.add_argument("--mode", default="train", choices=modes, help="what to do; train if left out")
-    parser.add_argument("--inputs", default="", help="predict: files and folders, separated by commas")
+    parser.add_argument(
+        "--mode", default="train", choices=modes, help="what to do; train if left out"
+    )
+    parser.add_argument(
+        "--inputs", default="", help="predict: files and folders, separated by commas"
+    )
     parser.add_argument("--output", default="", help="reproduce: the directory of the second run")
-    parser.add_argument("--compile", action="store_true", help="check: compiles the step, for XLA's own figures")
+    parser.add_argument(
+        "--compile", action="store_true", help="check: compiles the step, for XLA's own figures"
+    )
     flags, overrides, words = [], [], list(argv)
     while words:
         word = words.pop(0)
@@ -70,8 +83,11 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: no space left on the disk of {error.filename or flags.workdir}: free some and give the same command "
-              "again; the checkpoints made so far are whole", file=sys.stderr)
+        print(
+            f"error: no space left on the disk of {error.filename or flags.workdir}: free some and give the same "
+            "command again; the checkpoints made so far are whole",
+            file=sys.stderr,
+        )
         return 2
 
 

@@ -1,6 +1,6 @@
 """A small CNN on scikit-learn's 8x8 digits: the first thing to run, no download at all.
 
-    python launch.py --config=configs/digits_cnn.py --workdir=runs/digits_cnn
+python launch.py --config=configs/digits_cnn.py --workdir=runs/digits_cnn
 """
 
 from research.config import defaults

@@ -1,6 +1,6 @@
 """The best of the shipped configs on Fashion-MNIST.
 
-    python launch.py --config=configs/fashion_mnist_best.py --workdir=runs/fm_best
+python launch.py --config=configs/fashion_mnist_best.py --workdir=runs/fm_best
 """
 
 from research.config import defaults
@@ -14,12 +14,12 @@ def get_config():
     config.data.augment.shift = 2
     config.data.augment.cutout = 8
     config.model.name = "cnn"
-    config.model.features = (32, 64, 128)
-    config.model.convs = 2
+    config.model.features = (32, 64, 96, 128)
+    config.model.pool = (1, 2, 4)
     config.model.padding = "SAME"
     config.model.norm = "batch"
     config.model.dropout = 0.3
-    config.train.duration = "epochs=20"
+    config.train.duration = "epochs=22"
     config.train.batch_size = 128
     config.train.ema = 0.999
     config.optimizer.name = "adamw"

@@ -1,6 +1,6 @@
 """The small CNN that tutorials use (93,322 parameters) on Fashion-MNIST: 5 epochs of Adam.
 
-    python launch.py --config=configs/fashion_mnist_cnn.py --workdir=runs/fm
+python launch.py --config=configs/fashion_mnist_cnn.py --workdir=runs/fm
 """
 
 from research.config import defaults

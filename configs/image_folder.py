@@ -1,6 +1,6 @@
 """Your own pictures: a folder a class, or a CSV or JSONL file with path and label.
 
-    python launch.py --config=configs/image_folder.py --config.data.path=my_pictures/ --workdir=runs/mine
+python launch.py --config=configs/image_folder.py --config.data.path=my_pictures/ --workdir=runs/mine
 """
 
 from research.config import defaults

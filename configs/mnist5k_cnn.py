@@ -1,6 +1,6 @@
 """A CNN on 5,000 MNIST pictures, 4,000 to train on and 1,000 to test, from scratch.
 
-    python launch.py --config=configs/mnist5k_cnn.py --workdir=runs/mnist5k
+python launch.py --config=configs/mnist5k_cnn.py --workdir=runs/mnist5k
 """
 
 from research.config import defaults

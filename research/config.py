@@ -1,9 +1,9 @@
 """Configs: their defaults, their checks, durations in any unit, JSON in and out.
 
-A config file holds `get_config(arg)`, which takes `defaults()` and changes what its experiment needs. `load` reads such a
-file, applies `--config.a.b=value` overrides and fills in the options of everything that is named (model, task,
-optimizer, schedule): an option is a parameter that has a default in the signature of the thing named. What is
-left over, misspelt, of the wrong type or out of range comes back as one list of mistakes.
+A config file holds `get_config(arg)`, which takes `defaults()` and changes what its experiment needs. `load` reads such
+a file, applies `--config.a.b=value` overrides and fills in the options of everything that is named (model, task,
+optimizer, schedule): an option is a parameter that has a default in the signature of the thing named. What is left
+over, misspelt, of the wrong type or out of range comes back as one list of mistakes.
 """
 
 import ast
@@ -43,13 +43,17 @@ def defaults() -> ConfigDict:
     config.seed = 0  # every random number of the run is derived from it
     config.resume = ""  # another run's workdir whose newest checkpoint this run starts from
 
-    config.task = ConfigDict({"name": "classification"})  # a module of research/tasks, and its options
+    config.task = ConfigDict(
+        {"name": "classification"}
+    )  # a module of research/tasks, and its options
     config.model = ConfigDict({"name": "cnn"})  # a module of research/models, and its options
 
     config.data = data = ConfigDict()
     data.name = "digits"  # a module of research/data/builders, or tfds:NAME
     data.path = ""  # where the source's own files are, if it reads files
-    data.cache_dir = ""  # where prepared data is kept; '' is $ROOTSTOCK_CACHE/data or ~/.cache/rootstock/data
+    data.cache_dir = (
+        ""  # where prepared data is kept; '' is $ROOTSTOCK_CACHE/data or ~/.cache/rootstock/data
+    )
     data.split_seed = 0  # the splits depend on it and on nothing else
     data.validation_fraction = 0.1  # of what is not test; 0 makes no validation split
     data.test_fraction = 0.2  # used only where the source has no test split of its own
@@ -90,10 +94,15 @@ def defaults() -> ConfigDict:
     train.precision = "float32"  # of the computation: float32 or bfloat16; parameters stay float32
     train.ema = 0.0  # decay of the moving average of parameters, which is then evaluated; 0 is off
 
-    config.optimizer = optimizer = ConfigDict({"name": "adam"})  # a function of optax, and its arguments
+    config.optimizer = optimizer = ConfigDict(
+        {"name": "adam"}
+    )  # a function of optax, and its arguments
     optimizer.learning_rate = 1e-3  # the peak of the schedule
     optimizer.weight_decay = 0.0
-    optimizer.decay_exclude = (r"(^|/)bias$", r"(^|/)scale$")  # parameter paths that are not decayed
+    optimizer.decay_exclude = (
+        r"(^|/)bias$",
+        r"(^|/)scale$",
+    )  # parameter paths that are not decayed
     optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0 is off
     optimizer.schedule = ConfigDict({"name": "constant", "warmup": "steps=0"})
 
@@ -116,12 +125,23 @@ def defaults() -> ConfigDict:
     config.parallel = ConfigDict()
     config.parallel.kind = "mesh"  # mesh: jit with NamedSharding; pmap
     config.parallel.devices = 0  # how many; 0 is all
-    config.parallel.cpu_devices = 0  # virtual CPU devices to make, for trying layouts on one machine
+    config.parallel.cpu_devices = (
+        0  # virtual CPU devices to make, for trying layouts on one machine
+    )
     return config
 
 
 # Two configs that differ only in these describe the same experiment: the workdir may be gone on with.
-FREE = ("parallel.", "checkpoint.every", "checkpoint.keep", "log.", "data.cache_dir", "data.prefetch", "data.workers")
+FREE = (
+    "parallel.",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log.",
+    "data.cache_dir",
+    "data.prefetch",
+    "data.loader",
+    "data.workers",
+)
 
 
 class Range(NamedTuple):
@@ -194,7 +214,9 @@ def find_module(room: str, name: str) -> Any:
     package = importlib.import_module(f"research.{room}")
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
     if name not in names:
-        raise UserError(f"there is no '{name}' in research/{room.replace('.', '/')}{nearest(name, names)}: {', '.join(names)}")
+        raise UserError(
+            f"there is no '{name}' in research/{room.replace('.', '/')}{nearest(name, names)}: {', '.join(names)}"
+        )
     return importlib.import_module(f"research.{room}.{name}")
 
 
@@ -219,7 +241,9 @@ def _options(section: str, name: str) -> dict[str, Any]:
     return optim.optimizer_options(name) if section == "optimizer" else optim.schedule_options(name)
 
 
-def load(file_and_arg: str, overrides: Iterable[tuple[str, str]] = ()) -> tuple[FrozenConfigDict, list[str]]:
+def load(
+    file_and_arg: str, overrides: Iterable[tuple[str, str]] = ()
+) -> tuple[FrozenConfigDict, list[str]]:
     """Reads a config file, applies overrides and fills in every option.
 
     Args:
@@ -232,7 +256,9 @@ def load(file_and_arg: str, overrides: Iterable[tuple[str, str]] = ()) -> tuple[
     return resolve(_read_file(file_and_arg), overrides)
 
 
-def resolve(config: ConfigDict, overrides: Iterable[tuple[str, str]] = ()) -> tuple[FrozenConfigDict, list[str]]:
+def resolve(
+    config: ConfigDict, overrides: Iterable[tuple[str, str]] = ()
+) -> tuple[FrozenConfigDict, list[str]]:
     """As `load`, from a config that is already in memory."""
     given = flatten(config.to_dict())
     texts = dict(overrides)
@@ -263,7 +289,9 @@ def resolve(config: ConfigDict, overrides: Iterable[tuple[str, str]] = ()) -> tu
         if not key.endswith(".name") or key not in given:
             _accept(key, _parse(text, schema.get(key)), schema, resolved, errors, incomplete)
     for key, allowed in RANGES.items():
-        if not any(e.startswith(f"config.{key}:") for e in errors) and not allowed.holds(resolved[key]):
+        if not any(e.startswith(f"config.{key}:") for e in errors) and not allowed.holds(
+            resolved[key]
+        ):
             errors.append(f"config.{key} is {resolved[key]!r}, but must be {allowed.words}")
     return FrozenConfigDict(_unflatten(resolved)), errors
 
@@ -283,12 +311,16 @@ def _read_file(file_and_arg: str) -> ConfigDict:
         spec.loader.exec_module(module)
         takes = bool(inspect.signature(module.get_config).parameters)
         if arg and not takes:
-            raise UserError(f"--config={file_and_arg}: {path} takes no argument: leave out ':{arg}'")
+            raise UserError(
+                f"--config={file_and_arg}: {path} takes no argument: leave out ':{arg}'"
+            )
         return module.get_config(arg) if arg else module.get_config()
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"--config={path}: cannot be read: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"--config={path}: cannot be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _accept(key, value, schema, resolved, errors, incomplete) -> None:
@@ -298,7 +330,9 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
     if key not in schema:
         sections = {k.rsplit(".", 1)[0] for k in schema if "." in k}
         if key in sections:
-            errors.append(f"config.{key}: is a section; set one of its keys, such as config.{key}.{_first(schema, key)}")
+            errors.append(
+                f"config.{key}: is a section; set one of its keys, such as config.{key}.{_first(schema, key)}"
+            )
             return
         errors.append(f"config.{key}: unknown key{_nearest_key(key, schema)}")
         return
@@ -310,9 +344,13 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
     if isinstance(default, float) and isinstance(value, float) and not math.isfinite(value):
         errors.append(f"config.{key}: is {value}, which is not a finite number")
     elif default is not None and type(value) is not type(default):
-        errors.append(f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {default!r}")
+        errors.append(
+            f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {default!r}"
+        )
     elif isinstance(default, str) and _is_duration(default) and not _is_duration(value):
-        errors.append(f"config.{key}: is {value!r}, but must be a duration such as 'steps=1000' (units: {', '.join(UNITS)})")
+        errors.append(
+            f"config.{key}: is {value!r}, but must be a duration such as 'steps=1000' (units: {', '.join(UNITS)})"
+        )
     else:
         resolved[key] = value
 
@@ -343,7 +381,9 @@ def _parse(text: str, default: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-    return (value,) if isinstance(default, tuple) and not isinstance(value, (tuple, list)) else value
+    return (
+        (value,) if isinstance(default, tuple) and not isinstance(value, (tuple, list)) else value
+    )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -408,16 +448,19 @@ class Durations(NamedTuple):
         """Returns the number of steps, rounded up, so that whole epochs are seen whole."""
         unit, value = parse_duration(duration)
         if unit == "percent" and self.total_steps is None:
-            raise UserError(f"config.train.duration={duration}: percent of what? Use steps, epochs, examples or minutes")
+            raise UserError(
+                f"config.train.duration={duration}: percent of what? Use steps, epochs, examples or minutes"
+            )
         if unit == "minutes" and self.steps_per_minute is None:
             raise ValueError("steps_per_minute has not been measured")
-        steps = {
-            "steps": lambda: value,
-            "epochs": lambda: value * self.epoch_examples / self.batch_size,
-            "examples": lambda: value / self.batch_size,
-            "percent": lambda: value / 100 * self.total_steps,
-            "minutes": lambda: value * self.steps_per_minute,
-        }[unit]()
+        steps_of_one = {
+            "steps": 1.0,
+            "epochs": self.epoch_examples / self.batch_size,
+            "examples": 1 / self.batch_size,
+            "percent": (self.total_steps or 0) / 100,
+            "minutes": self.steps_per_minute or 0.0,
+        }
+        steps = value * steps_of_one[unit]
         return math.ceil(round(steps, 6))
 
 
@@ -429,7 +472,9 @@ def parse_duration(duration: str) -> tuple[str, float]:
     except ValueError:
         value = -1.0
     if unit not in UNITS or not 0 <= value < math.inf:
-        raise UserError(f"{duration!r} is no duration: write UNIT=NUMBER with a unit of {', '.join(UNITS)}")
+        raise UserError(
+            f"{duration!r} is no duration: write UNIT=NUMBER with a unit of {', '.join(UNITS)}"
+        )
     return unit, value
 
 

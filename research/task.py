@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 Array = Any  # np.ndarray on the host, jax.Array on devices
 Params = Any  # a pytree of arrays
-Batch = dict[str, Array]  # leaves [B, ...]; always 'mask' [B], 0 for padding, and 'id' [B], the example's number
+Batch = dict[
+    str, Array
+]  # leaves [B, ...]; always 'mask' [B], 0 for padding, and 'id' [B], the example's number
 
 
 class LossOutput(NamedTuple):
@@ -16,8 +18,12 @@ class LossOutput(NamedTuple):
 
     losses: Array  # [B]
     weights: Array  # [B] the mask, or the number of target tokens
-    model_state: Params  # batch statistics and other variables that are not trained, after this batch
-    sums: dict[str, Array]  # [] weighted sums over the batch; divided by the total weight once, when reported
+    model_state: (
+        Params  # batch statistics and other variables that are not trained, after this batch
+    )
+    sums: dict[
+        str, Array
+    ]  # [] weighted sums over the batch; divided by the total weight once, when reported
 
 
 class Section(NamedTuple):
@@ -36,9 +42,15 @@ class Section(NamedTuple):
 class Data(NamedTuple):
     """Where batches come from: pure functions of their number, so nothing needs to be saved to go on."""
 
-    sizes: dict[str, int]  # examples in 'train', 'validation', 'test'; a split that is not there is absent
-    train_batch: Callable[[int, slice], Batch]  # (n, rows) -> those rows of the global batch number n
-    eval_batch: Callable[[str, int, slice], Batch]  # (split, n, rows), in order, padded and masked at the end
+    sizes: dict[
+        str, int
+    ]  # examples in 'train', 'validation', 'test'; a split that is not there is absent
+    train_batch: Callable[
+        [int, slice], Batch
+    ]  # (n, rows) -> those rows of the global batch number n
+    eval_batch: Callable[
+        [str, int, slice], Batch
+    ]  # (split, n, rows), in order, padded and masked at the end
     fingerprints: dict[str, str]  # sha256 of 'data' and of each split
     report: dict[str, Any]  # what data_report.json holds
 
@@ -55,11 +67,23 @@ class Task(NamedTuple):
 
     data: Data
     init: Callable[[Array], tuple[Params, Params]]  # key -> params, model_state
-    loss: Callable[[Params, Params, Batch, dict[str, Array]], LossOutput]  # rngs: stream -> key of this step
-    predict: Callable[[Params, Params, Batch], dict[str, Array]]  # [B, ...] each, without randomness
-    intermediates: Callable[[Params, Params, Batch, dict[str, Array]], dict[str, Array]]  # in order of computation
-    measure: Callable[[dict[str, Array], bool], dict[str, float]]  # predictions of a split, final? -> figures
-    describe: Callable[[dict[str, Array], str], list[Section]]  # predictions of a split, its name -> report
+    loss: Callable[
+        [Params, Params, Batch, dict[str, Array]], LossOutput
+    ]  # rngs: stream -> key of this step
+    predict: Callable[
+        [Params, Params, Batch], dict[str, Array]
+    ]  # [B, ...] each, without randomness
+    intermediates: Callable[
+        [Params, Params, Batch, dict[str, Array]], dict[str, Array]
+    ]  # in order of computation
+    measure: Callable[
+        [dict[str, Array], bool], dict[str, float]
+    ]  # predictions of a split, final? -> figures
+    describe: Callable[
+        [dict[str, Array], str], list[Section]
+    ]  # predictions of a split, its name -> report
     read_inputs: Callable[[list[str]], Inputs]  # paths -> examples
-    decode: Callable[[dict[str, Array]], list[dict[str, Any]]]  # predictions -> a JSON row for each example
+    decode: Callable[
+        [dict[str, Array]], list[dict[str, Any]]
+    ]  # predictions -> a JSON row for each example
     model_sections: tuple[str, ...] = ()  # parts of the config that the parameters depend on

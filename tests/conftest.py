@@ -9,13 +9,14 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ.setdefault("ROOTSTOCK_CACHE", tempfile.mkdtemp(prefix="rootstock-tests-"))
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for `import launch`
 
-# A run of 30 steps in about two seconds, with everything on that has a state: momentum, EMA, dropout, batch norm, augmentation.
+# A run of 30 steps in about two seconds, with everything on that could break exactness: momentum, EMA, dropout, batch
+# norm, augmentation.
 SMALL = (
     "--config.parallel.devices=1",
     "--config.data.validation_fraction=0.1",

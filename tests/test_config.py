@@ -61,7 +61,9 @@ def test_each_mistake_is_one_line_with_the_mend(override, says):
 
 
 def test_all_mistakes_come_at_once():
-    found = mistakes("train.batchsize=3", "model.name=cn", "model.features=(1,)", "train.ema=2.0", "seed=one")
+    found = mistakes(
+        "train.batchsize=3", "model.name=cn", "model.features=(1,)", "train.ema=2.0", "seed=one"
+    )
     assert len(found) == 4  # the option of a model that does not exist cannot be judged
 
 
@@ -88,7 +90,11 @@ def test_overrides_are_read_as_the_type_of_the_default():
         ],
     )
     assert found == []
-    assert (config.train.batch_size, config.train.ema, config.data.augment.flip) == (1000, 0.0, True)
+    assert (config.train.batch_size, config.train.ema, config.data.augment.flip) == (
+        1000,
+        0.0,
+        True,
+    )
     assert (config.data.path, config.model.features) == ("12", (8, 16))
     assert config.optimizer.decay_exclude == ("bias",) and isinstance(config.train.ema, float)
 
@@ -96,7 +102,7 @@ def test_overrides_are_read_as_the_type_of_the_default():
 def test_the_resolved_config_holds_every_option_of_what_it_names():
     config, _ = resolve(defaults(), [("optimizer.name", "sgd"), ("model.name", "mlp")])
     assert {"momentum", "nesterov", "learning_rate"} <= set(config.optimizer)
-    assert "b1" not in config.optimizer and "features" in config.model
+    assert "b1" not in config.optimizer and "widths" in config.model
 
 
 def test_json_gives_the_same_config_back():
@@ -146,7 +152,8 @@ def test_arguments_and_missing_files(tmp_path):
     path = tmp_path / "sized.py"
     path.write_text(
         "from research.config import defaults\n"
-        "def get_config(arg='small'):\n    c = defaults()\n    c.train.batch_size = {'small': 8, 'large': 64}[arg]\n    return c\n"
+        "def get_config(arg='small'):\n"
+        "    c = defaults()\n    c.train.batch_size = {'small': 8, 'large': 64}[arg]\n    return c\n"
     )
     assert load(f"{path}")[0].train.batch_size == 8
     assert load(f"{path}:large")[0].train.batch_size == 64

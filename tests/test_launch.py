@@ -47,14 +47,28 @@ def on_folder(root):
 
 def test_help_is_quick_to_import(root):
     """Nothing heavy is imported for --help: the time itself is measured in benchmarks/."""
-    code = "import sys, launch\ntry: launch.main(['--help'])\nexcept SystemExit as e: print(e.code, 'numpy' in sys.modules, 'jax' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys, launch\n"
+        "try: launch.main(['--help'])\n"
+        "except SystemExit as e: print(e.code, 'numpy' in sys.modules, 'jax' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
     assert out.splitlines()[-1] == "0 False False"
 
 
 def test_a_run_leaves_what_the_contract_says(launch, small, tmp_path):
     assert launch(*small, "--config.log.tensorboard=true", f"--workdir={tmp_path}") == 0
-    for name in ("config.json", "run.json", "metrics.jsonl", "summary.json", "parameters.txt", "data_report.json", "report.html"):
+    for name in (
+        "config.json",
+        "run.json",
+        "metrics.jsonl",
+        "summary.json",
+        "parameters.txt",
+        "data_report.json",
+        "report.html",
+    ):
         assert (tmp_path / name).stat().st_size > 0, name
     assert list((tmp_path / "tensorboard").iterdir())
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -80,7 +94,9 @@ def test_a_run_leaves_what_the_contract_says(launch, small, tmp_path):
     assert run["exit"] == 0 and run["seed"] == 0 and set(run["data"]) >= {"data", "train", "test"}
     assert run["versions"]["jax"] and run["cpu_cores"] and run["devices"]["count"]
     before = (tmp_path / "summary.json").stat().st_mtime_ns
-    assert launch(*small, "--config.log.tensorboard=true", f"--workdir={tmp_path}") == 0  # costs nothing
+    assert (
+        launch(*small, "--config.log.tensorboard=true", f"--workdir={tmp_path}") == 0
+    )  # costs nothing
     assert (tmp_path / "summary.json").stat().st_mtime_ns == before
 
 
@@ -91,12 +107,19 @@ def test_modes_of_a_finished_run(launch, pictures, on_folder, tmp_path, capsys):
 
     assert launch(f"--workdir={run}", "--mode=evaluate") == 0
     figures = json.loads((run / "evaluation.json").read_text())
-    assert {k: v for k, v in figures.items() if k != "step"} == {k: v for k, v in summary.items() if "/" in k}
+    assert {k: v for k, v in figures.items() if k != "step"} == {
+        k: v for k, v in summary.items() if "/" in k
+    }
 
-    assert launch(f"--workdir={run}", "--mode=predict", f"--inputs={folder}/dark,{folder}/light/3.png") == 0
+    assert (
+        launch(f"--workdir={run}", "--mode=predict", f"--inputs={folder}/dark,{folder}/light/3.png")
+        == 0
+    )
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 13 and rows[-1]["input"] == f"{folder}/light/3.png"
-    assert {row["label"] for row in rows} <= {"dark", "light"} and all(0.5 <= row["probability"] <= 1 for row in rows)
+    assert {row["label"] for row in rows} <= {"dark", "light"} and all(
+        0.5 <= row["probability"] <= 1 for row in rows
+    )
 
     assert launch(f"--workdir={run}", "--mode=reproduce") == 0
     assert "same data, metrics and params_sha256" in capsys.readouterr().out
@@ -117,14 +140,31 @@ def test_reproduce_names_the_first_difference(launch, small, tmp_path, capsys):
 def test_check_shows_what_would_run(launch, small, capsys):
     assert launch(*small, "--mode=check") == 0
     out = capsys.readouterr().out
-    for word in ("train 1,29", "test 359", "image [32, 8, 8, 1]", "FLOPs", "activations", "optimizer", "30 steps", "no mistake found"):
+    for word in (
+        "train 1,29",
+        "test 359",
+        "image [32, 8, 8, 1]",
+        "FLOPs",
+        "activations",
+        "optimizer",
+        "30 steps",
+        "no mistake found",
+    ):
         assert word in out, word
 
 
 def test_check_counts_the_flops_of_a_linear_model(launch, small, capsys):
     """One dense layer of 64 x 10 on 32 examples: 2 x 32 x 64 x 10 forward and as many for the weight gradient."""
-    assert launch(small[0], "--mode=check", "--config.model.name=mlp", "--config.model.features=()",
-                  "--config.model.padding=SAME") == 2
+    assert (
+        launch(
+            small[0],
+            "--mode=check",
+            "--config.model.name=mlp",
+            "--config.model.features=()",
+            "--config.model.padding=SAME",
+        )
+        == 2
+    )
     assert "config.model.padding: unknown key" in capsys.readouterr().err
 
 
@@ -160,7 +200,7 @@ def test_bad_pictures(launch, pictures, on_folder, tmp_path, capsys, damage, say
     [
         (("--config.train.batchsize=3",), "did you mean 'train.batch_size'"),
         (("--config.train.batch_size=big",), "must be of type int"),
-        (("--config.train.batch_size=4096",), "4096"),
+        (("--config.train.batch_size=4096",), "4,096"),
         (("--config.data.name=folder", "--config.data.path=/nowhere"), "/nowhere"),
         (("--config.data.name=folder", "--config.data.path=EMPTY"), "EMPTY"),
         (("--config.train.micro_batches=3",), "does not divide"),
@@ -192,7 +232,10 @@ def test_labels_out_of_range(launch, pictures, on_folder, tmp_path, capsys):
     assert error.count("\n") == 1 and "labels.csv" in error and "-1" in error
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/self"), reason="needs a place nobody may write to")
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not os.path.exists("/proc/self"),
+    reason="needs a place nobody may write to",
+)
 def test_no_write_permission(launch, small, tmp_path, capsys):
     place = "/proc/run" if os.geteuid() == 0 else str(tmp_path / "closed" / "run")
     (tmp_path / "closed").mkdir(mode=0o555)
@@ -218,7 +261,9 @@ def test_bad_commands(launch, capsys, monkeypatch, root, argv, says):
     assert error.count("\n") == 1 and says in error
 
 
-@pytest.mark.parametrize("argv", [("--mod=train",), ("--mode=trian",), ("stray",), ("--config.seed",)])
+@pytest.mark.parametrize(
+    "argv", [("--mod=train",), ("--mode=trian",), ("stray",), ("--config.seed",)]
+)
 def test_unknown_flags(launch, capsys, argv):
     with pytest.raises(SystemExit) as stopped:
         launch(*argv)
@@ -252,15 +297,26 @@ def test_nonfinite_loss_stops_and_names_the_cause(launch, small, tmp_path, capsy
 
     _, task = modes.build(read_config(tmp_path))
     culprit = int(task.data.train_batch(11, slice(None))["id"][5])
-    assert "step 12" in error and "image" in error and f"Examples: {culprit}." in error and "step 10" in error
-    assert (tmp_path / "checkpoints" / "10").is_dir() and not (tmp_path / "checkpoints" / "14").exists()
+    assert (
+        "step 12" in error
+        and "image" in error
+        and f"Examples: {culprit}." in error
+        and "step 10" in error
+    )
+    assert (tmp_path / "checkpoints" / "10").is_dir() and not (
+        tmp_path / "checkpoints" / "14"
+    ).exists()
     assert json.loads((tmp_path / "run.json").read_text())["exit"] == 1
     # With the batch mended, the same command goes on from there.
     assert launch(*small, "--config.model.norm=none", f"--workdir={tmp_path}") == 0
 
 
 def test_divergence_names_a_tensor_of_the_model(launch, small, tmp_path, capsys):
-    flags = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e20", "--config.model.norm=none")
+    flags = (
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.learning_rate=1e20",
+        "--config.model.norm=none",
+    )
     assert launch(*small, *flags, f"--workdir={tmp_path}") == 1
     error = capsys.readouterr().err
     assert "First bad tensor" in error and "learning_rate" in error and error.count("\n") == 1
@@ -270,13 +326,23 @@ def test_divergence_names_a_tensor_of_the_model(launch, small, tmp_path, capsys)
 def test_full_disk(root, small, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("this machine does not let us mount a file system")
     try:
-        command = [sys.executable, root / "launch.py", *small, "--config.checkpoint.keep=100", f"--workdir={disk}/run"]
+        command = [
+            sys.executable,
+            root / "launch.py",
+            *small,
+            "--config.checkpoint.keep=100",
+            f"--workdir={disk}/run",
+        ]
         run = subprocess.run(command, capture_output=True, text=True)
         assert run.returncode == 2, run.stderr[-3000:]
-        assert [line for line in run.stderr.splitlines() if line.startswith("error: no space left")], run.stderr[-3000:]
+        assert [
+            line for line in run.stderr.splitlines() if line.startswith("error: no space left")
+        ], run.stderr[-3000:]
         assert "Traceback" not in run.stderr
         whole = [int(p.name) for p in (disk / "run" / "checkpoints").iterdir() if p.name.isdigit()]
         assert whole

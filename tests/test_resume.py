@@ -22,7 +22,9 @@ def straight(launch, small, tmp_path_factory) -> Path:
 
 def ending(workdir: Path) -> tuple[str, str]:
     """What must be equal: the hash of the parameters, and the bytes of metrics.jsonl."""
-    return json.loads((workdir / "summary.json").read_text())["params_sha256"], (workdir / "metrics.jsonl").read_text()
+    return json.loads((workdir / "summary.json").read_text())["params_sha256"], (
+        workdir / "metrics.jsonl"
+    ).read_text()
 
 
 def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
@@ -49,8 +51,12 @@ def test_another_seed_does_not(launch, small, straight, tmp_path):
     assert ending(tmp_path)[0] != ending(straight)[0]
 
 
-@pytest.mark.parametrize(("step", "number"), [(1, signal.SIGTERM), (13, signal.SIGINT), (20, signal.SIGTERM)])
-def test_signals_save_and_the_same_command_goes_on(launch, small, straight, tmp_path, monkeypatch, step, number):
+@pytest.mark.parametrize(
+    ("step", "number"), [(1, signal.SIGTERM), (13, signal.SIGINT), (20, signal.SIGTERM)]
+)
+def test_signals_save_and_the_same_command_goes_on(
+    launch, small, straight, tmp_path, monkeypatch, step, number
+):
     with monkeypatch.context() as patch:
         stop_at(patch, step, number)
         assert launch(*small, f"--workdir={tmp_path}") == 75
@@ -61,7 +67,10 @@ def test_signals_save_and_the_same_command_goes_on(launch, small, straight, tmp_
 
 
 def newest(workdir: Path) -> Path:
-    return max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    return max(
+        (p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
 
 
 def truncate(checkpoint: Path) -> None:
@@ -184,7 +193,9 @@ def test_another_config_in_the_workdir_is_refused_and_named(launch, small, strai
     assert "config.optimizer.learning_rate: 0.002 -> 0.5" in capsys.readouterr().err
 
 
-def test_another_number_of_devices_goes_on_in_the_same_order(launch, small, straight, tmp_path, monkeypatch):
+def test_another_number_of_devices_goes_on_in_the_same_order(
+    launch, small, straight, tmp_path, monkeypatch
+):
     from research import modes
     from research.data import batches
     from research.engine.workdir import read_config
@@ -210,7 +221,9 @@ def test_another_number_of_devices_goes_on_in_the_same_order(launch, small, stra
         assert launch(*small, "--config.parallel.devices=4", f"--workdir={tmp_path}") == 0
     assert min(seen) == 13 and max(seen) == 29
     _, task = modes.build(read_config(straight))
-    assert all(ids == task.data.train_batch(n, slice(None))["id"].tolist() for n, ids in seen.items())
+    assert all(
+        ids == task.data.train_batch(n, slice(None))["id"].tolist() for n, ids in seen.items()
+    )
     a, b = (json.loads((w / "summary.json").read_text()) for w in (straight, tmp_path))
     # 17 steps whose float32 sums were added in another order.
     assert a["test/loss"] == pytest.approx(b["test/loss"], abs=1e-3)

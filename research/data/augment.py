@@ -56,7 +56,9 @@ def augment(
 
 def flip(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Mirrors the chosen rows, bool [B], left to right."""
-    return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+    flipped = images.copy()
+    flipped[chosen] = images[chosen][:, :, ::-1]
+    return flipped
 
 
 def shift(images: np.ndarray, pixels: int, draws: np.ndarray) -> np.ndarray:

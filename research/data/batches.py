@@ -60,7 +60,9 @@ def make_batches(
     options = {key: data.augment[key] for key in data.augment}
     mixes = {key: options[key] for key in ("mixup", "cutmix")}
     if data.loader == "grain":
-        read = _record_reader(record_source(data) if records is None else records)
+        read = _record_reader(
+            record_source(data) if records is None else records, store.images.shape[1:]
+        )
     else:
         read = _array_reader(store.images)
     normalise = _normaliser(store)
@@ -144,28 +146,33 @@ def _array_reader(images: np.ndarray) -> Read:
     return lambda ids: images[ids]
 
 
-def _record_reader(records: Any) -> Read:
+def _record_reader(records: Any, shape: tuple[int, ...]) -> Read:
     def read(ids: np.ndarray) -> np.ndarray:
         many = getattr(records, "__getitems__", None)  # one request for all, where the source can
         numbers = ids.tolist()
         found = many(numbers) if many else [records[i] for i in numbers]
-        return np.stack([record["image"] for record in found])
+        images = np.empty(
+            (len(found), *shape), np.uint8
+        )  # none at all, where rows lie beyond the end
+        for i, record in enumerate(found):
+            images[i] = record["image"]
+        return images
 
     return read
 
 
 def _normaliser(store: Store) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from uint8 [B, H, W, C] to float32 (x / 255 - mean) / std, as one product and one sum."""
-    height, width, _ = shape = store.images.shape[1:]
+    height, width = store.images.shape[1:3]
     mean, std = np.asarray(store.mean, np.float64), np.asarray(store.std, np.float64)
     # A value for every pixel, because NumPy is slow at repeating rows as short as C.
     scale = np.tile((1 / (255 * std)).astype(np.float32), height * width)
     offset = np.tile((-mean / std).astype(np.float32), height * width)
 
     def normalise(images: np.ndarray) -> np.ndarray:
-        flat = np.multiply(images.reshape(len(images), -1), scale, dtype=np.float32)
+        flat = np.multiply(images.reshape(len(images), len(scale)), scale, dtype=np.float32)
         flat += offset
-        return flat.reshape(-1, *shape)
+        return flat.reshape(images.shape)
 
     return normalise
 

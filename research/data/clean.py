@@ -53,10 +53,12 @@ class Judged(NamedTuple):
     errors: list[str]  # a line for each finding whose policy is 'error'
 
 
-class _Finding(NamedTuple):
-    number: int  # of the picture
-    partner: int = -1
-    distance: float = 0.0
+class _Found(NamedTuple):
+    """K findings of one kind."""
+
+    numbers: np.ndarray  # int64 [K] of pictures
+    partners: np.ndarray  # int64 [K] of the pictures that they are compared with; -1 for none
+    distances: np.ndarray  # float32 [K], 0 for what is equal
 
 
 Cut = Callable[[dict[str, np.ndarray]], tuple[dict[str, np.ndarray], list[str]]]
@@ -71,7 +73,7 @@ def judge(pool: Pool, policy: dict[str, str], cut: Cut) -> Judged:
     """
     case = _Case(pool, policy)
     case.note_problems()
-    case.note("blank", [_Finding(i) for i in np.flatnonzero(pool.findings.blank).tolist()])
+    case.note("blank", _found([(i, -1) for i in np.flatnonzero(pool.findings.blank)]))
     groups = exact_groups(pool.findings.digests)
     case.note("label_conflict", _conflicts(groups, pool.labels))
     if policy["duplicate"] == "drop":  # before the cut, so that fractions are of what is there
@@ -90,8 +92,14 @@ def judge(pool: Pool, policy: dict[str, str], cut: Cut) -> Judged:
     return Judged({k: v for k, v in splits.items() if len(v)}, case.render(), case.errors + errors)
 
 
-def _conflicts(groups: Iterable[np.ndarray], labels: np.ndarray) -> list[_Finding]:
-    return [_Finding(int(i), int(g[0])) for g in groups for i in g[1:] if labels[i] != labels[g[0]]]
+def _conflicts(groups: Iterable[np.ndarray], labels: np.ndarray) -> _Found:
+    return _found([(i, g[0]) for g in groups for i in g[1:] if labels[i] != labels[g[0]]])
+
+
+def _found(pairs: list[tuple[Any, Any]]) -> _Found:
+    """Findings from (number, partner)."""
+    numbers, partners = np.array(pairs, np.int64).reshape(-1, 2).T
+    return _Found(numbers, partners, np.zeros(len(pairs), np.float32))
 
 
 class _Case:
@@ -101,31 +109,29 @@ class _Case:
         self._pool, self._policy = pool, policy
         self.alive = np.ones(len(pool.labels), bool)
         self.errors: list[str] = []
-        self._notes: dict[str, tuple[str, list[_Finding], set[int]]] = {}
+        self._notes: dict[str, tuple[str, _Found, set[int]]] = {}
         # Each picture's split as a number of PARTS: the higher, the more precious.
         self._split = np.zeros(len(pool.labels), np.int8)
+        self._by_key = _positions(np.argsort(pool.keys, kind="stable"))
         self.place(pool.parts)
-        order = np.argsort(pool.keys, kind="stable")
-        self._by_key = np.empty(len(order), np.int64)
-        self._by_key[order] = np.arange(len(order))
 
     def place(self, splits: dict[str, np.ndarray]) -> None:
-        for name, indices in splits.items():
-            self._split[indices] = PARTS.index(name)
+        for name, numbers in splits.items():
+            self._split[numbers] = PARTS.index(name)
+        # int64 [N]; the lower, the more precious
+        self._rank = _positions(np.lexsort((self._by_key, -self._split)))
 
-    def note(self, kind: str, findings: list[_Finding], setting: str = "") -> None:
+    def note(self, kind: str, found: _Found, setting: str = "") -> None:
         """Writes findings down and does what the policy says, which is that of `setting`, or else of the kind."""
         setting = setting or kind
         policy = self._policy.get(setting, "keep")
-        losers = self._losers(findings) if policy == "drop" else set()
-        self._notes[kind] = (policy, findings, losers)
+        losers = self._losers(found) if policy == "drop" else set()
+        self._notes[kind] = (policy, found, losers)
         self.alive[list(losers)] = False
         if policy == "error":
-            lines = [
-                f"{self._line(kind, finding)}; " + _MEND.format(setting)
-                for finding in findings[:_SHOWN]
-            ]
-            self.errors += lines + _more(len(findings), self._pool.place, kind)
+            shown = range(min(len(found.numbers), _SHOWN))
+            self.errors += [f"{self._line(kind, found, k)}; {_MEND.format(setting)}" for k in shown]
+            self.errors += _more(len(found.numbers), self._pool.place, kind)
 
     def note_problems(self) -> None:
         """Those that could not be read are no longer there: they can only be reported or refused."""
@@ -135,35 +141,32 @@ class _Case:
                 self.errors += [f"{detail}; " + _MEND.format(kind) for detail in details[:_SHOWN]]
                 self.errors += _more(len(details), self._pool.place, kind)
 
-    def duplicates(self, groups: list[np.ndarray]) -> list[_Finding]:
+    def duplicates(self, groups: list[np.ndarray]) -> _Found:
         """Equal pictures of one split, each with the first of them."""
-        found = []
+        pairs = []
         for group in self._living(groups):
             for split in np.unique(self._split[group]):
                 first, *others = group[self._split[group] == split]
-                found += [_Finding(i, first) for i in others]
-        return found
+                pairs += [(i, first) for i in others]
+        return _found(pairs)
 
-    def crossings(self, groups: list[np.ndarray]) -> list[_Finding]:
+    def crossings(self, groups: list[np.ndarray]) -> _Found:
         """Equal pictures of several splits, each with the first of the most precious split."""
-        found = []
-        for group in self._living(groups):
-            best = self._split[group].max()
-            partner = group[self._split[group] == best][0]
-            found += [_Finding(i, partner) for i in group[self._split[group] < best]]
-        return found
+        living = self._living(groups)
+        splits = self._split
+        return _found([(i, g[0]) for g in living for i in g if splits[i] < splits[g[0]]])
 
-    def near(self, crossing: bool) -> list[_Finding]:
-        """Near duplicates, the less precious (or later) one first."""
+    def near(self, crossing: bool) -> _Found:
+        """Near duplicates, the less precious (or later) one first; the nearest pairs first."""
         pairs, distances = self._pool.findings.pairs, self._pool.findings.distances
-        chosen = self.alive[pairs].all(1) & (
-            (self._split[pairs[:, 0]] != self._split[pairs[:, 1]]) == crossing
-        )
-        found = []
-        for (a, b), distance in zip(pairs[chosen], distances[chosen], strict=True):
-            keep, lose = sorted((a, b), key=self._rank)
-            found.append(_Finding(lose, keep, float(distance)))
-        return sorted(found, key=lambda f: (f.distance, self._rank(f.number)))
+        across = self._split[pairs[:, 0]] != self._split[pairs[:, 1]]
+        chosen = self.alive[pairs].all(1) & (across == crossing)
+        pairs, distances = pairs[chosen], distances[chosen]
+        ranks = self._rank[pairs]
+        loser = ranks.argmax(1)
+        rows = np.arange(len(pairs))
+        order = np.lexsort((ranks.max(1), distances))
+        return _Found(pairs[rows, loser][order], pairs[rows, 1 - loser][order], distances[order])
 
     def render(self) -> dict[str, dict[str, Any]]:
         found = {}
@@ -178,49 +181,56 @@ class _Case:
                 "dropped": len(mine),
                 "listed": listed,
             }
-        for kind, (policy, findings, losers) in self._notes.items():
-            listed = [self._entry(f, f.number in losers) for f in findings[:LISTED]]
+        for kind, (policy, notes, losers) in self._notes.items():
+            total = len(notes.numbers)
+            listed = [self._entry(notes, k, losers) for k in range(min(total, LISTED))]
             found[kind] = {
                 "policy": policy,
-                "total": len(findings),
+                "total": total,
                 "dropped": len(losers),
                 "listed": listed,
             }
         return found
 
     def _living(self, groups: list[np.ndarray]) -> list[np.ndarray]:
-        """What is left of each group, in the order of keys."""
+        """What is left of each group, the most precious first."""
         living = [group[self.alive[group]] for group in groups]
-        return [group[np.argsort(self._by_key[group])] for group in living if len(group) > 1]
+        return [group[np.argsort(self._rank[group])] for group in living if len(group) > 1]
 
-    def _rank(self, i: int) -> tuple[int, int]:
-        """The lower, the more precious."""
-        return -int(self._split[i]), int(self._by_key[i])
-
-    def _losers(self, findings: list[_Finding]) -> set[int]:
+    def _losers(self, found: _Found) -> set[int]:
         """Who goes, so that nobody goes on account of a partner who is gone."""
         gone: set[int] = set()
-        for finding in sorted(findings, key=lambda f: self._rank(f.number)):
-            if finding.partner not in gone:
-                gone.add(int(finding.number))
+        order = np.argsort(self._rank[found.numbers], kind="stable")
+        pairs = zip(found.numbers[order].tolist(), found.partners[order].tolist(), strict=True)
+        for number, partner in pairs:
+            if partner not in gone:
+                gone.add(number)
         return gone
 
     def _describe(self, i: int) -> dict[str, str]:
         label = self._pool.class_names[self._pool.labels[i]]
         return {"key": str(self._pool.keys[i]), "split": PARTS[self._split[i]], "label": label}
 
-    def _entry(self, finding: _Finding, dropped: bool) -> dict[str, Any]:
-        entry: dict[str, Any] = self._describe(finding.number)
-        if finding.partner >= 0:
-            entry |= {f"partner_{k}": v for k, v in self._describe(finding.partner).items()}
-        if finding.distance:
-            entry["distance"] = round(finding.distance, 4)
-        return entry | {"action": "dropped" if dropped else "kept"}
+    def _entry(self, found: _Found, k: int, losers: set[int]) -> dict[str, Any]:
+        entry: dict[str, Any] = self._describe(found.numbers[k])
+        if found.partners[k] >= 0:
+            partner = self._describe(found.partners[k])
+            entry |= {f"partner_{name}": value for name, value in partner.items()}
+        if found.distances[k]:
+            entry["distance"] = round(float(found.distances[k]), 4)
+        return entry | {"action": "dropped" if int(found.numbers[k]) in losers else "kept"}
 
-    def _line(self, kind: str, finding: _Finding) -> str:
-        whom = [i for i in (finding.number, finding.partner) if i >= 0]
+    def _line(self, kind: str, found: _Found, k: int) -> str:
+        whom = [i for i in (found.numbers[k], found.partners[k]) if i >= 0]
         first, *rest = ["{key} ({split}, class {label})".format(**self._describe(i)) for i in whom]
         return " ".join([f"{self._pool.place}: {first}", _WORDS[kind], *rest])
+
+
+def _positions(order: np.ndarray) -> np.ndarray:
+    """The inverse of a permutation."""
+    positions = np.empty(len(order), np.int64)
+    positions[order] = np.arange(len(order))
+    return positions
 
 
 def _more(total: int, place: str, kind: str) -> list[str]:

@@ -36,21 +36,13 @@ def find(images: np.ndarray) -> Findings:
     """Looks through all pictures, uint8 [N, H, W, C]."""
     digest, blank = digests(images), is_blank(images)
     candidates = np.flatnonzero(~blank)
-    _, first, numbers = np.unique(_rows(digest[candidates]), return_index=True, return_inverse=True)
-    # Of equal pictures one is compared; what is found then holds for each of its copies.
-    of_each = np.split(
-        candidates[np.argsort(numbers, kind="stable")], np.cumsum(np.bincount(numbers))[:-1]
-    )
-    copies = {int(same[0]): same for same in of_each if len(same)}
-    unique, distances = near_pairs(images, np.sort(candidates[first]))
-    pairs, repeated = [], []
-    for (a, b), distance in zip(unique.tolist(), distances, strict=True):
-        every = [sorted((i, j)) for i in copies[a] for j in copies[b]]
-        pairs += every
-        repeated += [distance] * len(every)
-    found = np.array(pairs, np.int64).reshape(-1, 2)
-    ranked = np.lexsort((found[:, 1], found[:, 0]))
-    return Findings(digest, blank, found[ranked], np.array(repeated, np.float32)[ranked])
+    # Of equal pictures only the first is compared; what is found then holds for each of its copies.
+    groups = [candidates[group] for group in exact_groups(digest[candidates])]
+    later = np.concatenate([group[1:] for group in groups]) if groups else np.zeros(0, np.int64)
+    pairs, distances = near_pairs(images, np.setdiff1d(candidates, later))
+    pairs, distances = _spread(pairs, distances, {int(group[0]): group for group in groups})
+    ranked = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    return Findings(digest, blank, pairs[ranked], distances[ranked])
 
 
 def digests(images: np.ndarray) -> np.ndarray:
@@ -91,7 +83,7 @@ def near_pairs(
       images: uint8 [N, H, W, C]; rows: int64 [R], which of them.
 
     Returns:
-      pairs int64 [P, 2] of numbers of pictures, the smaller first, in order; distances float32 [P].
+      pairs int64 [P, 2] of numbers of pictures, the smaller first; distances float32 [P].
     """
     if not len(rows):
         return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
@@ -102,28 +94,27 @@ def near_pairs(
     squares, line = (hashes**2).sum(1), hashes[:, axis]
     # Rounding must not lose a pair whose distance lies on the edge.
     reach = near + 1e-3
-    found = [np.zeros((0, 2), np.int64)]
+    found, distances = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     progress = Progress("comparing", len(hashes))
     for start in range(0, len(hashes), _BLOCK):
         stop = min(start + _BLOCK, len(hashes))
         # Along the axis of most variance everything further than `reach` is already too far.
         end = np.searchsorted(line, line[stop - 1] + reach, side="right")
-        for left in range(start, end, 8 * _BLOCK):
-            right = min(left + 8 * _BLOCK, end)
+        for left in range(start, end, 2 * _BLOCK):
+            right = min(left + 2 * _BLOCK, end)
             distance = hashes[start:stop] @ hashes[left:right].T
             distance *= -2
             distance += squares[start:stop, None]
             distance += squares[None, left:right]
             a, b = np.nonzero(distance < reach**2)
             a, b = a + start, b + left
-            found.append(order[np.stack([a[a < b], b[a < b]], 1)])
+            close = order[np.stack([a[a < b], b[a < b]], 1)]
+            measured = _distances(images, close)
+            found.append(close[measured <= near])
+            distances.append(measured[measured <= near])
         progress.step(stop - start)
     progress.close()
-    pairs = np.sort(np.concatenate(found), 1)
-    distances = _distances(images, pairs)
-    pairs, distances = pairs[distances <= near], distances[distances <= near]
-    ranked = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return pairs[ranked], distances[ranked]
+    return np.sort(np.concatenate(found), 1), np.concatenate(distances)
 
 
 def standardise(images: np.ndarray) -> np.ndarray:
@@ -157,9 +148,30 @@ def _cosines(size: int) -> np.ndarray:
 
 def _distances(images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Root mean square difference of standardised pixels for each pair, float32 [P]."""
-    block = max(1, 2**22 // max(1, int(np.prod(images.shape[1:]))))
+    size = int(np.prod(images.shape[1:]))
+    left, row = np.unique(pairs[:, 0], return_inverse=True)
+    right, column = np.unique(pairs[:, 1], return_inverse=True)
+    if len(pairs) > 10 * (
+        len(left) + len(right)
+    ):  # the frames of a film: all products at once are cheaper
+        a, b = (standardise(images[side]).reshape(-1, size) for side in (left, right))
+        return np.sqrt(np.maximum(2 - (2 / size) * (a @ b.T)[row, column], 0))
+    block = max(1, 2**22 // size)
     distances = np.empty(len(pairs), np.float32)
     for i in range(0, len(pairs), block):
         a, b = (standardise(images[pairs[i : i + block, side]]) for side in (0, 1))
         distances[i : i + block] = np.sqrt(((a - b) ** 2).mean((1, 2, 3)))
     return distances
+
+
+def _spread(
+    pairs: np.ndarray, distances: np.ndarray, copies: dict[int, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adds, to each pair whose pictures have copies, the pairs of those copies."""
+    several = np.isin(pairs, list(copies)).any(1)
+    spread, repeated = [pairs[~several]], [distances[~several]]
+    for (a, b), distance in zip(pairs[several].tolist(), distances[several], strict=True):
+        every = np.stack(np.meshgrid(copies.get(a, a), copies.get(b, b)), -1).reshape(-1, 2)
+        spread.append(np.sort(every, 1))
+        repeated.append(np.full(len(every), distance))
+    return np.concatenate(spread), np.concatenate(repeated)

@@ -7,12 +7,18 @@ batches.waited  # seconds for which the loop had nothing to do
 """
 
 import contextlib
+import gc
+import multiprocessing
+import os
 import queue
+import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from research.task import Batch
 
@@ -118,14 +124,43 @@ def _close(thread: threading.Thread, places: threading.Semaphore, stopped: threa
 
 
 def _grain(train_batch, rows, start, stop, workers, depth) -> Iterator[tuple[int, Batch]]:
-    """Yields (n, batch), made by Grain: an element is a whole batch, so workers share the work batch by batch."""
+    """Yields (n, batch), made by Grain: an element is a whole batch, and workers take turns."""
     import grain
+    from absl import flags
 
     elements = grain.MapDataset.range(start, stop).map(lambda n: train_batch(int(n), rows))
     # No threads of Grain's own: `Prefetch` has one already, and a worker is a process.
     made = elements.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain has flags of its own; launch.py parses none
+            flags.FLAGS.mark_as_parsed()
         ahead = max(1, depth // workers)
-        made = made.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead))
-    with contextlib.closing(iter(made)) as iterator:
-        yield from zip(range(start, stop), iterator, strict=True)
+        how = grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead)
+        made = made.mp_prefetch(how, worker_init_fn=_start_worker)
+        # Pictures come through shared memory; what is small is sent faster than shared.
+        options = grain.experimental.DatasetOptions(min_shm_size=4096)
+        made = grain.experimental.WithOptionsIterDataset(made, options)
+    iterator = iter(made)
+    try:
+        for n in range(start, stop):
+            # A copy, so that shared memory is free again at once and nobody is left with an array into it.
+            yield n, {key: np.array(value) for key, value in next(iterator).items()}
+    finally:
+        iterator.close()
+        if workers:
+            del iterator
+            gc.collect()  # the last batch lies in a cycle of Grain's; at exit it would be too late to free it
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Ties a worker's life to the run's: a signal to all must not end it before the run has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -45,9 +45,8 @@ def uniforms(seed: int, stream: str, *counters: np.ndarray, n: int) -> np.ndarra
         counter[i] = values[:, None]
     counter[3] = np.arange(blocks)
     words = philox4x32(counter.reshape(4, -1), _key(seed, stream)).reshape(2, 2, rows, blocks)
-    numbers = (words[:, 0] >> np.uint64(5)) * 2.0**26 + (
-        words[:, 1] >> np.uint64(6)
-    )  # 27 + 26 bits
+    high, low = words[:, 0] >> np.uint64(5), words[:, 1] >> np.uint64(6)  # 27 and 26 bits
+    numbers = high * 2.0**26 + low
     return np.moveaxis(numbers, 0, -1).reshape(rows, 2 * blocks)[:, :n] * 2.0**-53
 
 

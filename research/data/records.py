@@ -132,7 +132,10 @@ with tfds.core.registered.skip_registration():  # it is no data set of the catal
                     self._problems.append(item)
             if not written:
                 lines = [problem.detail for problem in self._problems]
-                raise UserErrors([*lines[:10], f"no picture of the {part} part could be read"])
+                last = (
+                    f"{len(lines)} pictures of the {part} part: none of them can be read; mend them"
+                )
+                raise UserErrors([*lines[:10], last])
 
 
 @contextlib.contextmanager

@@ -44,13 +44,13 @@ def make_splits(
 
 
 def too_small(
-    counts: np.ndarray, before: np.ndarray, names: Sequence[str], cuts: str, place: str
+    counts: np.ndarray, before: np.ndarray, names: Sequence[str], cuts: list[str], place: str
 ) -> list[str]:
     """Returns a line for each class that is lost, or cannot be split.
 
     Args:
       counts: [C] pictures in train; before: [C] the same before cleaning; names: [C].
-      cuts: the splits that are to be cut from train, in words; '' for none.
+      cuts: the splits that are to be cut from train.
     """
     mend = "add pictures of it, or take the class out"
     lost = [
@@ -58,7 +58,7 @@ def too_small(
         for c in np.flatnonzero((counts == 0) & (before > 0)).tolist()
     ]
     single = [
-        f"{place}: class '{names[c]}' has one picture, which can't be split into train and {cuts}; {mend}"
+        f"{place}: class '{names[c]}' has one picture, which can't be shared with {' and '.join(cuts)}; {mend}"
         for c in np.flatnonzero(counts == 1).tolist()
     ]
     return lost + (single if cuts else [])

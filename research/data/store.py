@@ -143,15 +143,11 @@ def _damaged(folder: Path, error: Exception) -> UserError:
 def _write_splits(folder: Path, data, pool: clean.Pool, images: np.ndarray) -> None:
     def cut(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
         fractions = {"test": data.test_fraction, "validation": data.validation_fraction}
-        cuts = " and ".join(
-            name for name, fraction in fractions.items() if fraction and name not in parts
-        )
+        cuts = [name for name, fraction in fractions.items() if fraction and name not in parts]
         classes, digests = len(pool.class_names), pool.findings.digests
         counts = np.bincount(pool.labels[parts["train"]], minlength=classes)
-        unread = [problem["label"] for problem in pool.problems]
-        before = np.bincount(
-            np.concatenate([pool.labels, np.array(unread, np.int32)]), minlength=classes
-        )
+        unread = np.array([problem["label"] for problem in pool.problems], np.int32)
+        before = np.bincount(np.concatenate([pool.labels, unread]), minlength=classes)
         errors = splits.too_small(counts, before, pool.class_names, cuts, pool.place)
         made = splits.make_splits(
             parts,

@@ -53,7 +53,9 @@ class Checkpoints:
         self.folder = workdir.absolute() / "checkpoints"
         self._policy = _Preserve(keep)
         if read_only and not self.folder.is_dir():
-            raise UserError(f"{workdir}: holds no checkpoint; train first: python launch.py --config=... --workdir={workdir}")
+            raise UserError(
+                f"{workdir}: holds no checkpoint; train first: python launch.py --config=... --workdir={workdir}"
+            )
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -82,7 +84,9 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(host),
-                    meta=ocp.args.JsonSave({**meta, "digests": _digests(host) | {"meta": _json_digest(meta)}}),
+                    meta=ocp.args.JsonSave(
+                        {**meta, "digests": _digests(host) | {"meta": _json_digest(meta)}}
+                    ),
                 ),
                 force=True,
             )
@@ -111,14 +115,19 @@ class Checkpoints:
             try:
                 return self._read(candidate, like)
             except Exception as error:  # Orbax and TensorStore raise many kinds
-                report(f"checkpoint {candidate} in {self.folder} is damaged ({_first_line(error)}); {self._set_aside(candidate)}")
+                what = f"checkpoint {candidate} in {self.folder} is damaged ({_first_line(error)})"
+                report(f"{what}; {self._set_aside(candidate)}")
         return None
 
     def newest_meta(self) -> dict[str, Any]:
         """Returns the meta of the newest checkpoint that can be read, {} if there is none."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+                return dict(
+                    self._manager.restore(
+                        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+                    )["meta"]
+                )
             except Exception:  # damaged: `restore` reports it
                 continue
         return {}
@@ -127,12 +136,16 @@ class Checkpoints:
         empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _tree(like))
         found = self._manager.restore(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(empty), meta=ocp.args.JsonRestore()),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(empty), meta=ocp.args.JsonRestore()
+            ),
         )
         meta = dict(found["meta"])
         expected = meta.pop("digests")
         actual = _digests(found["state"]) | {"meta": _json_digest(meta)}
-        wrong = sorted(k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k))
+        wrong = sorted(
+            k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k)
+        )
         if wrong:
             raise ValueError(f"the digest of {wrong[0]} is wrong")
         return Restored(step, TrainState(**found["state"]), meta)
@@ -161,7 +174,10 @@ class Checkpoints:
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
-    return {field: getattr(state, field) for field in ("step", "params", "model_state", "opt_state", "ema")}
+    return {
+        field: getattr(state, field)
+        for field in ("step", "params", "model_state", "opt_state", "ema")
+    }
 
 
 def _digests(tree: Any) -> dict[str, str]:
@@ -180,7 +196,9 @@ def _json_digest(meta: dict[str, Any]) -> str:
 
 def _is_full(error: BaseException | None) -> bool:
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(
+            error
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -27,7 +27,10 @@ def first_bad(tree: Any) -> str | None:
     """Returns the path and the first NaN or infinity of the first array that holds one."""
     for path, leaf in named_leaves(tree).items():
         array = np.asarray(leaf)
-        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array.astype(np.float32)).all():
+        if (
+            jnp.issubdtype(array.dtype, jnp.floating)
+            and not np.isfinite(array.astype(np.float32)).all()
+        ):
             bad = ~np.isfinite(array.astype(np.float32))
             return f"{path} ({int(bad.sum()):,} of {array.size:,} values are not finite)"
     return None

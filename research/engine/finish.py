@@ -50,7 +50,9 @@ def final_figures(
     for split in ("test", "validation"):
         if split in task.data.sizes:
             outputs = predict_split(config, task, parallel, predict, state, split)
-            figures |= {f"{split}/{name}": value for name, value in task.measure(outputs, True).items()}
+            figures |= {
+                f"{split}/{name}": value for name, value in task.measure(outputs, True).items()
+            }
             sections = sections or task.describe(outputs, split)
     return figures, sections
 
@@ -67,7 +69,9 @@ def finish(
         restored = restore_final(config, workdir, last, report=writer.say)
         state, step = parallel.put_state(restored.state), restored.step
     figures, sections = final_figures(config, task, parallel, state)
-    tested = {name.removeprefix("test/"): v for name, v in figures.items() if name.startswith("test/")}
+    tested = {
+        name.removeprefix("test/"): v for name, v in figures.items() if name.startswith("test/")
+    }
     if tested:
         writer.log(trained.step, "test", tested)
     total = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(last.params))
@@ -75,8 +79,12 @@ def finish(
         **figures,
         "steps": trained.step,
         "evaluated_step": step,
-        **({"best_step": trained.best["step"], "best": trained.best["value"]} if trained.best else {}),
-        **trained.timing,
+        **(
+            {"best_step": trained.best["step"], "best": trained.best["value"]}
+            if trained.best
+            else {}
+        ),
+        **trained.clock.summary(trained.step * config.train.batch_size),
         "peak_memory_bytes": peak_memory_bytes(),
         "params_total": total,
         "params_trainable": total,

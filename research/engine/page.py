@@ -77,7 +77,7 @@ def _is_number(value: Any) -> bool:
 
 def _cell(value: Any, style: str) -> str:
     if isinstance(value, float | np.floating):
-        text = figure(value)
+        text = figure(float(value))
     else:
         text = number(value) if isinstance(value, int | np.integer) else html.escape(str(value))
     return f"<td{style}>{text}</td>"

@@ -22,14 +22,22 @@ AXIS = "data"
 class Parallel(NamedTuple):
     kind: str
     device_count: int  # over all processes
-    axis_name: str | None  # what a sum over devices goes by inside a step; None where the compiler does it
-    rows: Callable[[int], slice]  # batch size -> the rows of the global batch that this process feeds
+    axis_name: (
+        str | None
+    )  # what a sum over devices goes by inside a step; None where the compiler does it
+    rows: Callable[
+        [int], slice
+    ]  # batch size -> the rows of the global batch that this process feeds
     put_batch: Callable[[Any], Any]  # those rows on the host -> the global batch on devices
     put_state: Callable[[Any], Any]  # a tree on the host -> the same on every device
     take_state: Callable[[Any], Any]  # the inverse
     take: Callable[[Any], Any]  # outputs [B, ...] or metrics [] -> NumPy
-    compile_train: Callable[[Callable, Any, Any], Callable]  # step, state, batch -> compiled step, which eats its state
-    map: Callable[[Callable], Callable]  # (state-like, batch) -> [B, ...] outputs, compiled for devices
+    compile_train: Callable[
+        [Callable, Any, Any], Callable
+    ]  # step, state, batch -> compiled step, which eats its state
+    map: Callable[
+        [Callable], Callable
+    ]  # (state-like, batch) -> [B, ...] outputs, compiled for devices
 
 
 def configure(*, cpu_devices: int = 0) -> None:
@@ -103,7 +111,11 @@ def _mesh(chosen: list) -> Parallel:
         return multihost_utils.process_allgather(tree, tiled=True)
 
     def compile_train(step, state, batch):
-        return jax.jit(step, donate_argnums=0, out_shardings=(whole, whole)).lower(state, batch).compile()
+        return (
+            jax.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+            .lower(state, batch)
+            .compile()
+        )
 
     return Parallel(
         kind="mesh",
@@ -126,7 +138,9 @@ def _pmap(chosen: list) -> Parallel:
         return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
 
     def put_state(tree):
-        return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (len(local), *np.shape(x))), tree)
+        return jax.tree.map(
+            lambda x: np.broadcast_to(np.asarray(x), (len(local), *np.shape(x))), tree
+        )
 
     def take(tree):
         host = jax.device_get(tree)  # metrics [D], the same on each device; outputs [D, B/D, ...]

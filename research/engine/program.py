@@ -30,7 +30,9 @@ class Program(NamedTuple):
 
     tx: optax.GradientTransformation
     schedule: Callable[[Any], Any]
-    create: Callable[[], TrainState]  # the state before the first step, on the host's default device
+    create: Callable[
+        [], TrainState
+    ]  # the state before the first step, on the host's default device
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # pure; not compiled
 
 
@@ -45,7 +47,7 @@ def durations(config: Any, task: Task, steps_per_minute: float | None = None) ->
 def make_program(config: Any, task: Task, parallel: Parallel, units: Durations) -> Program:
     """Builds the optimizer and the pure step."""
     tx, schedule = optim.make_optimizer(
-        config.optimizer, total_steps=units.total_steps, to_steps=units.to_steps
+        config.optimizer, total_steps=units.total_steps or 0, to_steps=units.to_steps
     )
     step = make_train_step(
         task,
@@ -56,7 +58,10 @@ def make_program(config: Any, task: Task, parallel: Parallel, units: Durations) 
         axis_name=parallel.axis_name,
     )
     return Program(
-        tx, schedule, jax.jit(lambda: create(task, tx, seed=config.seed, ema=config.train.ema)), step
+        tx,
+        schedule,
+        jax.jit(lambda: create(task, tx, seed=config.seed, ema=config.train.ema)),
+        step,
     )
 
 
@@ -67,7 +72,9 @@ def make_plan(config: Any, task: Task, units: Durations) -> Plan:
       UserError: there would be no step at all.
     """
     if not units.total_steps:
-        raise UserError(f"config.train.duration={config.train.duration}: is no step at all; give it some")
+        raise UserError(
+            f"config.train.duration={config.train.duration}: is no step at all; give it some"
+        )
     return Plan(
         units.total_steps,
         units.to_steps(config.log.every),
@@ -106,8 +113,16 @@ def state_shapes(config: Any, task: Task, parallel: Parallel) -> TrainState:
 
 def in_minutes(config: Any) -> bool:
     """True if a duration has to be measured by the clock before it is a number of steps."""
-    schedule = [value for value in config.optimizer.schedule.to_dict().values() if isinstance(value, str)]
-    texts = [config.train.duration, config.log.every, config.eval.every, config.checkpoint.every, *schedule]
+    schedule = [
+        value for value in config.optimizer.schedule.to_dict().values() if isinstance(value, str)
+    ]
+    texts = [
+        config.train.duration,
+        config.log.every,
+        config.eval.every,
+        config.checkpoint.every,
+        *schedule,
+    ]
     return any(text.startswith("minutes") for text in texts)
 
 
@@ -125,5 +140,7 @@ def _best_problems(config: Any, task: Task, shapes: TrainState) -> list[str]:
     names = task.measure(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), outputs), False)
     if best_name(config) not in names:
         known = ", ".join(f"validation/{name}" for name in names)
-        return [f"config.checkpoint.best={config.checkpoint.best}: is not measured; there are {known}"]
+        return [
+            f"config.checkpoint.best={config.checkpoint.best}: is not measured; there are {known}"
+        ]
     return []

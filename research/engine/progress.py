@@ -76,7 +76,8 @@ class Bar:
 
         self._total = total_steps
         self._remaining = Remaining(total_steps)
-        self._left, self._throughput, self._splits = "", "", {}
+        self._left, self._throughput = "", ""
+        self._splits: dict[str, tuple[int, str]] = {}  # split -> step, its newest figures
         self._bar = Progress(BarColumn(bar_width=None), TextColumn("{task.description}"))
         self._task = self._bar.add_task("", total=total_steps, completed=first_step)
         self._step = first_step

@@ -187,7 +187,7 @@ def _with_interval(measured: tuple[float, float | None, float | None] | None) ->
     if measured is None:
         return ""
     value, low, high = measured
-    ends = "" if low is None else f" <small>[{figure(low)}, {figure(high)}]</small>"
+    ends = "" if low is None or high is None else f" <small>[{figure(low)}, {figure(high)}]</small>"
     return figure(value) + ends
 
 

@@ -3,16 +3,16 @@
 import hashlib
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 import optax
+from flax import struct
 
 from research.engine import rng
 from research.task import Params, Task
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class TrainState:
     step: jax.Array  # [] int32, updates made so far
     params: Params  # what is trained

@@ -67,7 +67,11 @@ def make_train_step(
         def add(carry, part):
             grads, sums, model_state = carry
             more, (more_sums, model_state) = gradient(params, model_state, part, rngs)
-            return (jax.tree.map(jnp.add, grads, more), jax.tree.map(jnp.add, sums, more_sums), model_state), None
+            return (
+                jax.tree.map(jnp.add, grads, more),
+                jax.tree.map(jnp.add, sums, more_sums),
+                model_state,
+            ), None
 
         first = jax.tree.map(lambda x: x[0], micro)
         grads, (sums, _) = jax.eval_shape(gradient, params, model_state, first, rngs)
@@ -87,11 +91,17 @@ def make_train_step(
         average = state.ema
         if average is not None:
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, params)
+            average = jax.tree.map(
+                lambda old, new: old + (1.0 - decay) * (new - old), average, params
+            )
         metrics = {name: value / weight for name, value in sums.items() if name != "weight"}
         metrics |= {"grad_norm": optax.tree.norm(grads), "weight": sums["weight"]}
         return TrainState(
-            step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=average
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=average,
         ), metrics
 
     return step

@@ -75,6 +75,17 @@ def print_table(
     stream.flush()
 
 
+def figure_table(figures: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns header and rows for `print_table`: each 'split/name' beside its 95% interval."""
+    rows: list[tuple[str, ...]] = []
+    for name, value in figures.items():
+        if "/" in name and not name.endswith(("_low", "_high")):
+            low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
+            ends = "" if low is None or high is None else f"{figure(low)} to {figure(high)}"
+            rows.append((name, figure(value), ends))
+    return ("figure", "value", "95% interval"), rows
+
+
 def _is_number(cell: Any) -> bool:
     try:
         float(cell)
@@ -94,13 +105,3 @@ def _print_rich(header, cells, right, title, stream) -> None:
     for row in cells:
         table.add_row(*map(Text, row))  # Text: a cell such as '[red]' is no markup
     Console(file=stream).print(table)
-
-
-def figure_table(figures: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Returns header and rows, each figure beside its interval."""
-    rows = []
-    for name, value in figures.items():
-        if "/" in name and not name.endswith(("_low", "_high")):
-            low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
-            rows.append((name, f"{value:.4f}", "" if low is None else f"{low:.4f} to {high:.4f}"))
-    return ("figure", "value", "95% interval"), rows

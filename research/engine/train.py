@@ -11,7 +11,7 @@ import jax
 from research.config import Durations, UserError
 from research.data.prefetch import stream
 from research.engine import diagnose, optim
-from research.engine.checkpoint import Checkpoints
+from research.engine.checkpoint import Checkpoints, Restored
 from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
 from research.engine.preemption import EXIT_CODE, StopRequest
@@ -27,9 +27,9 @@ class Trained(NamedTuple):
 
     exit_code: int
     step: int
-    state: TrainState | None  # of the last step, on devices
+    state: TrainState | None  # of the last step, on devices; None if it was asked to stop
     best: dict[str, Any] | None  # {'step', 'value'} of the best checkpoint
-    timing: dict[str, float]
+    clock: Clock
 
 
 def train(
@@ -54,7 +54,9 @@ def train(
     began = time.perf_counter()
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     try:
-        trained = _train(config, workdir, task, parallel, writer, stop, steps_per_minute, checkpoints, began)
+        trained = _train(
+            config, workdir, task, parallel, writer, stop, steps_per_minute, checkpoints, began
+        )
     except BaseException:
         with contextlib.suppress(Exception):  # the first error is the one to tell
             checkpoints.close()
@@ -63,33 +65,30 @@ def train(
     return trained
 
 
-def _train(config, workdir, task, parallel, writer, stop, steps_per_minute, checkpoints, began) -> Trained:
+def _train(
+    config, workdir, task, parallel, writer, stop, steps_per_minute, checkpoints, began
+) -> Trained:
     if in_minutes(config) and steps_per_minute is None:
-        steps_per_minute = checkpoints.newest_meta().get("steps_per_minute") or _pace(config, task, parallel)
+        steps_per_minute = checkpoints.newest_meta().get("steps_per_minute") or _pace(
+            config, task, parallel
+        )
     units = durations(config, task, steps_per_minute)
     program = make_program(config, task, parallel, units)
     plan = make_plan(config, task, units)
     shapes = jax.eval_shape(program.create)
     optim.write_parameter_table(workdir / "parameters.txt", program.tx, shapes.params)
 
-    # Where the run starts:
-    # 1. its own newest whole checkpoint;
-    # 2. the newest of the run that config.resume names;
-    # 3. scratch.
-    restored = checkpoints.restore(shapes, report=writer.say)
-    if restored is None and config.resume:
-        other = Checkpoints(Path(config.resume), read_only=True)
-        restored = other.restore(shapes, report=writer.say)
-        other.close()
-        if restored is None:
-            raise UserError(f"config.resume={config.resume}: holds no checkpoint that fits this config")
+    restored = _start(config, task, checkpoints, shapes, writer)
     first = restored.step if restored else 0
     meta = restored.meta if restored else {}
     best: dict[str, Any] | None = meta.get("best")
-    if restored:
-        writer.say(f"going on from step {first:,}")
     state = parallel.put_state(restored.state if restored else program.create())
-    writer.start_run(first, task.data.fingerprints, {"steps_per_minute": steps_per_minute})
+    writer.start_run(
+        first,
+        task.data.fingerprints,
+        {"steps_per_minute": plan.steps_per_minute},
+        total_steps=plan.total,
+    )
 
     rows = parallel.rows(config.train.batch_size)
 
@@ -118,6 +117,8 @@ def _train(config, workdir, task, parallel, writer, stop, steps_per_minute, chec
             raise diagnose.NonFinite(step - 1, {}, bad)
         writer.flush()
         meta = {
+            "config": config.to_dict(),
+            "data": task.data.fingerprints,
             "best": best,
             "window": window.to_json(),
             "timing": clock.to_json(),
@@ -128,7 +129,9 @@ def _train(config, workdir, task, parallel, writer, stop, steps_per_minute, chec
     step = first
     compiled = None
     try:
-        with stream(task.data.train_batch, rows, first, plan.total, config.data, parallel.put_batch) as batches:
+        with stream(
+            task.data.train_batch, rows, first, plan.total, config.data, parallel.put_batch
+        ) as batches:
             for n, batch in batches:
                 if compiled is None:
                     with clock.measure("seconds_compile"):
@@ -155,7 +158,8 @@ def _train(config, workdir, task, parallel, writer, stop, steps_per_minute, chec
                 if evaluate:
                     with clock.measure("seconds_evaluation", apart=True):
                         figures = task.measure(
-                            predict_split(config, task, parallel, predict, state, "validation"), False
+                            predict_split(config, task, parallel, predict, state, "validation"),
+                            False,
                         )
                         writer.log(step, "validation", figures)
                     if _better(config, figures, best):
@@ -169,13 +173,51 @@ def _train(config, workdir, task, parallel, writer, stop, steps_per_minute, chec
             clock.add("seconds_data_wait", batches.waited)
     except diagnose.NonFinite as error:
         checkpoints.wait()
-        _explain(error, task, parallel, program, checkpoints, shapes, compiled, load, writer, config.seed)
+        _explain(
+            error, task, parallel, program, checkpoints, shapes, compiled, load, writer, config.seed
+        )
         raise
     checkpoints.wait()
     if step < plan.total:
-        writer.say(f"{stop.signal}: saved at step {step:,} of {plan.total:,}; the same command goes on")
-        return Trained(EXIT_CODE, step, None, best, clock.to_json())
-    return Trained(0, step, state, best, clock.summary((step - first) * config.train.batch_size))
+        writer.say(
+            f"{stop.signal}: saved at step {step:,} of {plan.total:,}; the same command goes on"
+        )
+        return Trained(EXIT_CODE, step, None, best, clock)
+    return Trained(0, step, state, best, clock)
+
+
+def _start(
+    config, task: Task, checkpoints: Checkpoints, shapes: TrainState, writer: Writer
+) -> Restored | None:
+    """Returns where the run starts; None is scratch.
+
+    Raises:
+      UserError: config.resume cannot be gone on from, or the data is not what it was.
+    """
+    # 1. Its own newest whole checkpoint;
+    restored = checkpoints.restore(shapes, report=writer.say)
+    # 2. the newest of the run that config.resume names;
+    if restored is None and config.resume:
+        other = Checkpoints(Path(config.resume), read_only=True)
+        restored = other.restore(shapes, report=writer.say)
+        other.close()
+        if restored is None:
+            raise UserError(
+                f"config.resume={config.resume}: holds no checkpoint that fits this config"
+            )
+    # 3. scratch.
+    if restored is None:
+        return None
+    now, then = task.data.fingerprints, restored.meta["data"]
+    if changed := sorted(
+        name for name in now.keys() | then.keys() if now.get(name) != then.get(name)
+    ):
+        raise UserError(
+            f"the data changed since the checkpoint of step {restored.step:,} was made ({', '.join(changed)}): bring "
+            "the old data back, or start in another workdir"
+        )
+    writer.say(f"going on from step {restored.step:,}")
+    return restored
 
 
 def _due(step: int, every: int) -> bool:
@@ -207,7 +249,9 @@ def _pace(config, task: Task, parallel: Parallel, steps: int = 10) -> float:
     return steps * 60 / (time.perf_counter() - began)
 
 
-def _explain(error, task, parallel, program, checkpoints, shapes, compiled, load, writer, seed) -> None:
+def _explain(
+    error, task, parallel, program, checkpoints, shapes, compiled, load, writer, seed
+) -> None:
     """Goes back to the last whole checkpoint and forward to the bad step, and names what went wrong there.
 
     A run is a pure function of its config, so the state before the bad step can be had again; nothing
@@ -215,7 +259,9 @@ def _explain(error, task, parallel, program, checkpoints, shapes, compiled, load
     """
     restored = checkpoints.restore(shapes, report=writer.say)
     first = restored.step if restored else 0
-    writer.say(f"step {error.step + 1:,}: not finite; going from step {first:,} to it again to find the cause")
+    writer.say(
+        f"step {error.step + 1:,}: not finite; going from step {first:,} to it again to find the cause"
+    )
     state = parallel.put_state(restored.state if restored else program.create())
     for n in range(first, error.step):
         state, _ = compiled(state, load(n))
@@ -224,6 +270,10 @@ def _explain(error, task, parallel, program, checkpoints, shapes, compiled, load
     shown = ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
     error.args = (
         f"step {error.step + 1:,}: the loss is not finite. First bad tensor: {where}. Examples: {shown}. "
-        + (f"The checkpoint of step {first:,} is kept" if restored else "No checkpoint had been made")
+        + (
+            f"The checkpoint of step {first:,} is kept"
+            if restored
+            else "No checkpoint had been made"
+        )
         + "; try a smaller config.optimizer.learning_rate, or config.optimizer.clip_norm=1.0",
     )

@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
 
 
 class Window:
@@ -16,7 +15,9 @@ class Window:
     def add(self, values: dict[str, float]) -> None:
         weight = values["weight"]
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value if name == "weight" else value * weight)
+            self._sums[name] = self._sums.get(name, 0.0) + (
+                value if name == "weight" else value * weight
+            )
 
     def take(self) -> dict[str, float]:
         """Returns the means, and starts anew."""
@@ -72,12 +73,15 @@ class Clock:
             "seconds_training": self.training(),
             "seconds_total": time.perf_counter() - self._began,
         }
-        return {name: self._saved.get(name, 0.0) + mine.get(name, 0.0) for name in self._saved | mine}
+        return {
+            name: self._saved.get(name, 0.0) + mine.get(name, 0.0) for name in self._saved | mine
+        }
 
-    def summary(self, examples: int) -> dict[str, Any]:
-        """Returns the seconds, and the pace of this process, `examples` being what it trained on."""
-        training = max(self.training(), 1e-9)
-        return self.to_json() | {
+    def summary(self, examples: int) -> dict[str, float]:
+        """Returns the seconds, and the pace of the whole run, `examples` being all that it trained on."""
+        seconds = self.to_json()
+        training = max(seconds["seconds_training"], 1e-9)
+        return seconds | {
             "examples_per_second": examples / training,
-            "data_wait_fraction": self._seconds.get("seconds_data_wait", 0.0) / training,
+            "data_wait_fraction": seconds.get("seconds_data_wait", 0.0) / training,
         }

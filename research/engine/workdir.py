@@ -25,13 +25,17 @@ def open_workdir(workdir: str | os.PathLike, config: FrozenConfigDict) -> IO[str
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "a+")  # noqa: SIM115 - held open for the whole run
     except OSError as error:
-        raise UserError(f"--workdir={path}: cannot be written ({error.strerror}); choose another or mend its permissions") from error
+        raise UserError(
+            f"--workdir={path}: cannot be written ({error.strerror}); choose another or mend its permissions"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.seek(0)
         owner = lock.read().strip() or "another process"
-        raise UserError(f"--workdir={path}: {owner} is running there; wait for it or choose another workdir") from error
+        raise UserError(
+            f"--workdir={path}: {owner} is running there; wait for it or choose another workdir"
+        ) from error
     lock.truncate(0)
     lock.write(f"process {os.getpid()}")
     lock.flush()
@@ -41,7 +45,10 @@ def open_workdir(workdir: str | os.PathLike, config: FrozenConfigDict) -> IO[str
         return lock
     if different := configs.differences(read_config(path), config):
         raise UserErrors(
-            [f"--workdir={path}: holds a run of another config; choose another workdir, or undo what differs:", *different]
+            [
+                f"--workdir={path}: holds a run of another config; choose another workdir, or undo what differs:",
+                *different,
+            ]
         )
     return lock
 
@@ -56,6 +63,10 @@ def read_config(workdir: str | os.PathLike) -> FrozenConfigDict:
     try:
         return configs.from_json(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"--workdir={workdir}: holds no run (there is no config.json); give --config to start one") from None
+        raise UserError(
+            f"--workdir={workdir}: holds no run (there is no config.json); give --config to start one"
+        ) from None
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); restore it, or start again in another workdir") from error
+        raise UserError(
+            f"{path}: is damaged ({error}); restore it, or start again in another workdir"
+        ) from error

@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Writer:
-    """Writes a run's files and its progress. One process of a run has one; the others `Silent`.
+    """Writes a run's files and its progress.
 
     Args:
         workdir: the run directory; made if need be.
@@ -174,7 +174,12 @@ class Writer:
         """Writes run.json: the first process's circumstances, and a session for each process."""
         here = environment()
         now = _now()
-        session = {"start": now, "end": None, "exit": None, "first_step": first_step}
+        session: dict[str, Any] = {
+            "start": now,
+            "end": None,
+            "exit": None,
+            "first_step": first_step,
+        }
         before = files.read_json(self.workdir / "run.json", {}) if first_step else {}
         if before.get("sessions"):
             changed = differences(before, here)
@@ -185,15 +190,6 @@ class Writer:
             run = {"command": sys.argv, **here, "seed": self._config.seed, "data": fingerprints}
             run |= more | {"start": now, "end": None, "exit": None, "sessions": [session]}
         files.write_json(self.workdir / "run.json", run)
-
-
-class Silent:
-    """The writer of every process but the first: takes all that `Writer` takes, writes nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        if not callable(getattr(Writer, name, None)):
-            raise AttributeError(name)
-        return lambda *args, **kwargs: None
 
 
 def _now() -> str:

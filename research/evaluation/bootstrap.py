@@ -42,7 +42,8 @@ def interval(
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
     if not callable(values):
-        values, size = mean(np.asarray(values, np.float64)), len(values)
+        array = np.asarray(values, np.float64)
+        values, size = mean(array), len(array)
     if size is None:
         raise ValueError("interval of a function needs size=, the number of examples")
     return intervals(
@@ -69,10 +70,11 @@ def intervals(
         for name, statistic in statistics.items():
             drawn[name].append(statistic(counts))
     tail = (1 - confidence) / 2
-    return {
-        name: tuple(float(end) for end in np.quantile(np.concatenate(parts), (tail, 1 - tail)))
-        for name, parts in drawn.items()
-    }
+    ends = {}
+    for name, parts in drawn.items():
+        low, high = np.quantile(np.concatenate(parts), (tail, 1 - tail))
+        ends[name] = float(low), float(high)
+    return ends
 
 
 def mean(values: np.ndarray) -> Statistic:
@@ -94,7 +96,7 @@ def group_sums(counts: np.ndarray, groups: np.ndarray, size: int, values=1.0) ->
 
 def _counts(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
     """How often each of `size` examples is in each of `rows` resamples: float64 [rows, size]."""
-    # Counting random indices is the multinomial draw, ten times faster than `rng.multinomial`.
+    # Counting random indices is a multinomial draw, and several times faster than that of NumPy.
     indices = rng.integers(0, size, (rows, size))
     indices += np.arange(rows)[:, None] * size
     return np.bincount(indices.ravel(), minlength=rows * size).reshape(rows, size).astype(float)

@@ -13,7 +13,9 @@ def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, 
     if flags.config:
         return configs.load(flags.config, overrides)
     if not flags.workdir:
-        raise configs.UserError("give --config=configs/NAME.py to start a run, or --workdir=DIR to go on with one")
+        raise configs.UserError(
+            "give --config=configs/NAME.py to start a run, or --workdir=DIR to go on with one"
+        )
     stored = read_config(flags.workdir)
     return configs.resolve(stored, overrides) if list(overrides) else (stored, [])
 

@@ -13,25 +13,34 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     import jax
 
     from research.engine import optim
+    from research.engine.program import durations, make_program
     from research.engine.step import make_train_step
     from research.engine.text import print_table
-    from research.engine.program import durations, make_program
 
     units = durations(config, task)
-    program = make_program(config, task, layout, units if units.total_steps else durations(config, task, 1.0))
+    program = make_program(
+        config, task, layout, units if units.total_steps else durations(config, task, 1.0)
+    )
     state = jax.eval_shape(program.create)
     batch = task.data.train_batch(0, slice(None))
     # In one piece: XLA counts the body of a scan over micro-batches once.
     whole = make_train_step(task, program.tx, seed=0, ema=config.train.ema)
-    flops = jax.jit(whole).lower(state, batch).cost_analysis().get("flops", math.nan)
+    costs = jax.jit(whole).lower(state, batch).cost_analysis() or {}
 
     print(optim.format_parameter_table(optim.parameter_table(state.params, program.tx)))
     steps = f"{units.total_steps:,} steps" if units.total_steps else config.train.duration
     rows = [
-        ("data", f"{config.data.name}: " + ", ".join(f"{split} {n:,}" for split, n in task.data.sizes.items())),
-        ("a batch", ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items()) + f", {_size(batch)}"),
+        (
+            "data",
+            f"{config.data.name}: "
+            + ", ".join(f"{split} {n:,}" for split, n in task.data.sizes.items()),
+        ),
+        (
+            "a batch",
+            ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items()) + f", {_size(batch)}",
+        ),
         ("training", f"{steps}, {config.parallel.kind} over {layout.device_count} device(s)"),
-        ("FLOPs a step", f"{flops:,.0f}"),
+        ("FLOPs a step", f"{costs.get('flops', math.nan):,.0f}"),
         ("memory, params", _size(state.params)),
         ("memory, EMA", _size(state.ema)),
         ("memory, model state", _size(state.model_state)),
@@ -40,8 +49,15 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     ]
     if flags.compile:
         placed = layout.put_batch(batch)
-        memory = layout.compile_train(program.step, layout.put_state(program.create()), placed).memory_analysis()
-        rows.append(("memory, temporaries", f"{_bytes(memory.temp_size_in_bytes)} a device, as XLA compiled the step"))
+        memory = layout.compile_train(
+            program.step, layout.put_state(program.create()), placed
+        ).memory_analysis()
+        rows.append(
+            (
+                "memory, temporaries",
+                f"{_bytes(memory.temp_size_in_bytes)} a device, as XLA compiled the step",
+            )
+        )
     print_table(("what", "how much"), rows)
     print("no mistake found")
     return 0
@@ -56,7 +72,11 @@ def _build(config: Any, mistakes: list[str]) -> tuple[Any, Any]:
         built = modes.build(mesh)
     except UserErrors as errors:
         # What follows from a mistake that is listed already need not be said again.
-        lines += [line for line in errors.lines if line.split(":")[0] not in {m.split(":")[0] for m in mistakes}]
+        lines += [
+            line
+            for line in errors.lines
+            if line.split(":")[0] not in {m.split(":")[0] for m in mistakes}
+        ]
         raise UserErrors(lines) from None
     if lines:
         raise UserErrors(lines)
@@ -71,7 +91,7 @@ def _kept(task: Any, state: Any, batch: Any) -> list[Any]:
     from research.engine.step import STREAMS
 
     def forward(params, model_state, batch):
-        rngs = rng.step_keys(0, 0, STREAMS)
+        rngs = rng.step_keys(0, jax.numpy.int32(0), STREAMS)
 
         def total(params):
             out = task.loss(params, model_state, batch, rngs)
@@ -88,7 +108,9 @@ def _size(tree: Any) -> str:
     import jax
     import numpy as np
 
-    return _bytes(sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)))
+    return _bytes(
+        sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    )
 
 
 def _bytes(count: float) -> str:

@@ -25,7 +25,9 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         batch_size=config.eval.batch_size,
         parallel=layout,
     )
-    rows = [{"input": name, **row} for name, row in zip(inputs.names, task.decode(outputs), strict=True)]
+    rows = [
+        {"input": name, **row} for name, row in zip(inputs.names, task.decode(outputs), strict=True)
+    ]
     write_text(path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     header = [key for key, value in rows[0].items() if not isinstance(value, dict)]
     print_table(header, [[_word(row[key]) for key in header] for row in rows])

@@ -15,7 +15,9 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     path = modes.demand(config, mistakes, flags)
     first = files.read_json(path / "run.json") or {}
     if first.get("exit") != 0:
-        raise UserError(f"--workdir={path}: the run there has not come to its end; give its command again first")
+        raise UserError(
+            f"--workdir={path}: the run there has not come to its end; give its command again first"
+        )
     other = Path(flags.output) if flags.output else _free(path)
     if changed := environment.differences(first, environment.environment()):
         print("not the same surroundings, so the bits may differ:", *changed, sep="\n  ")
@@ -43,9 +45,14 @@ def first_difference(a: Path, b: Path) -> str | None:
         for name in left | right:
             if left.get(name) != right.get(name):
                 where = f"step {left.get('step', right.get('step'))}, {left.get('split', right.get('split'))}"
-                return f"metrics.jsonl line {number} ({where}): {name} is {left.get(name)} in {a} and {right.get(name)} in {b}"
+                values = f"{left.get(name)} in {a} and {right.get(name)} in {b}"
+                return f"metrics.jsonl line {number} ({where}): {name} is {values}"
     hashes = [files.read_json(p / "summary.json")["params_sha256"] for p in (a, b)]
-    return None if hashes[0] == hashes[1] else f"params_sha256: {hashes[0]} in {a} and {hashes[1]} in {b}"
+    return (
+        None
+        if hashes[0] == hashes[1]
+        else f"params_sha256: {hashes[0]} in {a} and {hashes[1]} in {b}"
+    )
 
 
 def _free(path: Path) -> Path:

@@ -18,7 +18,9 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         return train(config, path, stop)
 
 
-def train(config: Any, path: Any, stop: preemption.StopRequest, steps_per_minute: float | None = None) -> int:
+def train(
+    config: Any, path: Any, stop: preemption.StopRequest, steps_per_minute: float | None = None
+) -> int:
     """Runs a config in a directory to its end, or to a saved stop; returns the exit code."""
     layout, task = modes.build(config)
     from research.engine.finish import finish
@@ -36,7 +38,9 @@ def train(config: Any, path: Any, stop: preemption.StopRequest, steps_per_minute
             else:
                 writer.end_run(trained.exit_code)
         except BaseException as error:
-            with contextlib.suppress(OSError):  # the disk may be full; the first error is the one to tell
+            with contextlib.suppress(
+                OSError
+            ):  # the disk may be full; the first error is the one to tell
                 writer.end_run(2 if isinstance(error, UserError) else 1)
             raise
     return trained.exit_code

@@ -20,7 +20,9 @@ from research.task import Batch, Data, Inputs, LossOutput, Params, Section, Task
 WORST = 30  # mistakes shown in the report
 
 
-def build(config: Any, *, axis_name: str | None, label_smoothing: float = 0.0, top_k: int = 5) -> Task:
+def build(
+    config: Any, *, axis_name: str | None, label_smoothing: float = 0.0, top_k: int = 5
+) -> Task:
     """Prepares the data and builds the model that the config names.
 
     Args:
@@ -57,7 +59,9 @@ def build(config: Any, *, axis_name: str | None, label_smoothing: float = 0.0, t
     try:
         jax.eval_shape(init, jax.random.key(0))
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"config.model: does not fit pictures of {'x'.join(map(str, shape))}: {error}") from error
+        raise UserError(
+            f"config.model: does not fit pictures of {'x'.join(map(str, shape))}: {error}"
+        ) from error
 
     def example_keys(batch: Batch, rngs: dict[str, jax.Array]) -> jax.Array:
         """Keys [B] that depend on the example and not on where in the batch it lies."""
@@ -66,23 +70,34 @@ def build(config: Any, *, axis_name: str | None, label_smoothing: float = 0.0, t
     def apply(params: Params, model_state: Params, batch: Batch, keys, **how) -> Any:
         return model.apply({"params": params, **model_state}, batch["image"], keys=keys, **how)
 
-    def loss(params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]) -> LossOutput:
+    def loss(
+        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
+    ) -> LossOutput:
         logits, changed = apply(
-            params, model_state, batch, example_keys(batch, rngs), train=True, mutable=list(model_state)
+            params,
+            model_state,
+            batch,
+            example_keys(batch, rngs),
+            train=True,
+            mutable=list(model_state),
         )
         losses = softmax_cross_entropy(logits, batch["label"], label_smoothing)  # [B]
         hits = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
         if "mix" in batch:  # mixup or cutmix: two labels, weighted
             other = softmax_cross_entropy(logits, batch["label_b"], label_smoothing)
             losses = batch["mix"] * losses + (1 - batch["mix"]) * other
-        return LossOutput(losses, batch["mask"], dict(changed), {"accuracy": jnp.sum(hits * batch["mask"])})
+        return LossOutput(
+            losses, batch["mask"], dict(changed), {"accuracy": jnp.sum(hits * batch["mask"])}
+        )
 
     def predict(params: Params, model_state: Params, batch: Batch) -> dict[str, jax.Array]:
         logits = apply(params, model_state, batch, None, train=False)
         losses = softmax_cross_entropy(logits, batch["label"], 0.0)
         return {"logits": logits, "loss": losses, "label": batch["label"], "id": batch["id"]}
 
-    def intermediates(params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]):
+    def intermediates(
+        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
+    ):
         _, variables = apply(
             params,
             model_state,
@@ -104,7 +119,11 @@ def build(config: Any, *, axis_name: str | None, label_smoothing: float = 0.0, t
         rows = metrics.per_class(outputs["logits"], outputs["label"], data.class_names)
         matrix = metrics.confusion(outputs["logits"], outputs["label"])
         return [
-            Section(f"Classes ({split})", "table", (("class", "examples", "precision", "recall", "F1"), rows)),
+            Section(
+                f"Classes ({split})",
+                "table",
+                (("class", "examples", "precision", "recall", "F1"), rows),
+            ),
             Section(f"Confusion matrix ({split})", "matrix", (list(data.class_names), matrix)),
             Section(f"Worst mistakes ({split})", "images", _worst(outputs, data)),
         ]
@@ -119,7 +138,9 @@ def build(config: Any, *, axis_name: str | None, label_smoothing: float = 0.0, t
                 problems.append(str(error))
         if problems:
             raise UserErrors(problems)
-        return batches.inputs(np.stack(images), [str(path) for path in files], data, config.eval.batch_size)
+        return batches.inputs(
+            np.stack(images), [str(path) for path in files], data, config.eval.batch_size
+        )
 
     def decode(outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         logits = outputs["logits"].astype(np.float64)
@@ -189,7 +210,9 @@ def _expand(paths: list[str]) -> list[Path]:
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not found:
-                raise UserError(f"--inputs={path}: an empty folder: it holds no picture ({', '.join(sorted(SUFFIXES))})")
+                raise UserError(
+                    f"--inputs={path}: an empty folder: it holds no picture ({', '.join(sorted(SUFFIXES))})"
+                )
             files += found
         elif path.is_file():
             files.append(path)

@@ -31,14 +31,13 @@ def brute_force(images):
     correlation = np.corrcoef(flat[varied])
     pairs = zip(*np.nonzero(np.triu(correlation >= 0.995, 1)), strict=True)
     return {
-        (varied[a], varied[b])
-        for a, b in pairs
-        if (images[varied[a]] != images[varied[b]]).any()
+        (varied[a], varied[b]) for a, b in pairs if (images[varied[a]] != images[varied[b]]).any()
     }
 
 
 @pytest.mark.parametrize(("size", "channels"), [(28, 1), (20, 3), (6, 1)])
-def test_near_pairs_are_those_of_brute_force(size, channels):
+def test_near_pairs_are_those_of_brute_force(size, channels, monkeypatch):
+    monkeypatch.setattr("research.data.duplicates._BLOCK", 16)  # many blocks, as of a large set
     rng = np.random.default_rng(size)
     originals = smooth(rng, 150, size, channels)
     # Noise on both sides of the limit, in random amounts, and two exact copies, which must each get all the partners.
@@ -50,6 +49,16 @@ def test_near_pairs_are_those_of_brute_force(size, channels):
     assert {tuple(pair) for pair in found.pairs} == expected
     assert 20 < len(expected) < 90
     assert found.blank.sum() == 2
+
+
+def test_the_frames_of_a_film_are_those_of_brute_force(monkeypatch):
+    monkeypatch.setattr("research.data.duplicates._BLOCK", 64)
+    rng = np.random.default_rng(0)
+    film = smooth(rng, 1, 20, 3)[0]
+    frames = [noisy(rng, film, rng.uniform(1, 10)) for _ in range(90)]
+    images = np.concatenate([frames, smooth(rng, 30, 20, 3)])
+    expected = brute_force(images)
+    assert {tuple(pair) for pair in find(images).pairs} == expected and len(expected) > 1000
 
 
 def test_relit_and_reencoded_copies_are_found_and_others_are_not():

@@ -93,10 +93,10 @@ def test_each_class_gives_one_and_keeps_one():
 def test_classes_that_are_too_small_are_named():
     counts, before = np.array([5, 1, 0, 0]), np.array([5, 1, 2, 0])
     names = ("cat", "dog", "emu", "fox")
-    lost, single = too_small(counts, before, names, "test", "/pictures")
+    lost, single = too_small(counts, before, names, ["test"], "/pictures")
     assert "'emu' has no picture" in lost and "'dog' has one picture" in single
     assert all(line.startswith("/pictures") for line in (lost, single))
-    assert too_small(counts, counts, names, "", "/pictures") == []
+    assert too_small(counts, counts, names, [], "/pictures") == []
 
 
 def test_a_fingerprint_is_the_sha256_of_keys_labels_and_digests():

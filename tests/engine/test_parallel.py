@@ -1,7 +1,7 @@
 """One device, a mesh of four, pmap over four and accumulation: one and the same training.
 
-Bounds: all layouts add the same float32 terms in another order, which moves a gradient by some 1e-7 of its size. SGD with
-learning rate 0.1 carries that linearly: after 10 steps the parameters (of size 1) were seen up to 2e-6 apart, and
+Bounds: all layouts add the same float32 terms in another order, which moves a gradient by some 1e-7 of its size. SGD
+with learning rate 0.1 carries that linearly: after 10 steps the parameters (of size 1) were seen up to 2e-6 apart, and
 ten times that is allowed. Adam would divide by gradients near 0 and amplify it.
 """
 
@@ -59,7 +59,9 @@ PMAP = ("parallel.kind", "pmap")
 DROPOUT, NORM = ("model.dropout", "0.3"), ("model.norm", "batch")
 
 
-@pytest.mark.parametrize("model", [(DROPOUT,), (DROPOUT, NORM)], ids=["dropout", "dropout and batch norm"])
+@pytest.mark.parametrize(
+    "model", [(DROPOUT,), (DROPOUT, NORM)], ids=["dropout", "dropout and batch norm"]
+)
 def test_layouts_train_the_same(trained, tree_distance, model):
     one, ids, losses = trained(ONE, *model)
     assert int(one.step) == STEPS
@@ -69,7 +71,10 @@ def test_layouts_train_the_same(trained, tree_distance, model):
         np.testing.assert_allclose(other_losses, losses, atol=BOUND)
         for part in ("params", "ema", "opt_state", "model_state"):
             if jax.tree.leaves(getattr(one, part)):
-                assert tree_distance(getattr(one, part), getattr(other, part)) < BOUND, (layout, part)
+                assert tree_distance(getattr(one, part), getattr(other, part)) < BOUND, (
+                    layout,
+                    part,
+                )
 
 
 def test_accumulation_equals_the_whole_batch(trained, tree_distance):
@@ -84,7 +89,9 @@ def test_batch_norm_sees_the_same_micro_batches_on_every_layout(trained, tree_di
     one, _, _ = trained(ONE, NORM, ("train.micro_batches", "4"))
     for layout in ((FOUR,), (FOUR, PMAP)):
         other, _, _ = trained(*layout, NORM, ("train.micro_batches", "4"))
-        assert tree_distance((one.params, one.model_state), (other.params, other.model_state)) < BOUND, layout
+        assert (
+            tree_distance((one.params, one.model_state), (other.params, other.model_state)) < BOUND
+        ), layout
 
 
 def test_the_bound_would_see_a_difference(trained, tree_distance):

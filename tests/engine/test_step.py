@@ -19,10 +19,14 @@ def regression() -> Task:
     def loss(params, model_state, batch, rngs):
         errors = batch["x"] @ params["w"] - batch["y"]  # [B]
         state = {"seen": model_state["seen"] + 1}
-        return LossOutput(errors**2, batch["mask"], state, {"error": jnp.sum(errors * batch["mask"])})
+        return LossOutput(
+            errors**2, batch["mask"], state, {"error": jnp.sum(errors * batch["mask"])}
+        )
 
     empty = dict.fromkeys(Task._fields)
-    return Task(**{**empty, "init": lambda key: ({"w": jnp.ones(3)}, {"seen": jnp.int32(0)}), "loss": loss})
+    return Task(
+        **{**empty, "init": lambda key: ({"w": jnp.ones(3)}, {"seen": jnp.int32(0)}), "loss": loss}
+    )
 
 
 @pytest.fixture
@@ -56,7 +60,9 @@ def test_gradient_is_of_the_weighted_mean(regression, batch, micro_batches):
 def test_padding_alone_moves_nothing(regression, batch):
     tx = optax.sgd(0.1)
     state = create(regression, tx, seed=0, ema=0.0)
-    after, _ = make_train_step(regression, tx, seed=0)(state, batch | {"mask": np.zeros(8, np.float32)})
+    after, _ = make_train_step(regression, tx, seed=0)(
+        state, batch | {"mask": np.zeros(8, np.float32)}
+    )
     assert params_sha256(after.params) == params_sha256(state.params)
 
 
@@ -75,7 +81,10 @@ def test_ema_by_hand(regression, batch):
 
 def test_keys_depend_on_seed_stream_and_step_alone():
     def bits(seed, step, *streams):
-        return {k: tuple(jax.random.key_data(v).tolist()) for k, v in step_keys(seed, step, streams).items()}
+        return {
+            k: tuple(jax.random.key_data(v).tolist())
+            for k, v in step_keys(seed, step, streams).items()
+        }
 
     assert bits(0, 3, "dropout", "noise")["dropout"] == bits(0, 3, "dropout")["dropout"]
     every = [bits(s, t, n)[n] for s in range(3) for t in range(3) for n in ("dropout", "noise")]

@@ -73,7 +73,9 @@ def test_group_sums_equal_a_loop():
     for r in range(5):
         for i in range(40):
             expected[r, groups[i]] += counts[r, i] * values[i]
-    np.testing.assert_allclose(bootstrap.group_sums(counts, groups, 7, values), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        bootstrap.group_sums(counts, groups, 7, values), expected, atol=1e-12
+    )
 
 
 def test_no_examples():

@@ -77,9 +77,7 @@ def test_full_agrees_with_scikit_learn(empty):
     guesses = logits.argmax(1)
     for average in ("macro", "micro", "weighted"):
         for name in ("precision", "recall", "f1"):
-            score = getattr(sk, f"{name}_score")(
-                labels, guesses, average=average, zero_division=0
-            )
+            score = getattr(sk, f"{name}_score")(labels, guesses, average=average, zero_division=0)
             assert metrics[f"{name}_{average}"] == pytest.approx(score), (name, average)
     assert metrics["calibration_error"] == pytest.approx(
         loop_calibration_error(logits, labels), abs=1e-6
@@ -108,10 +106,10 @@ def test_bootstrap_statistics_equal_scikit_learn_on_each_resample():
 
 
 def test_a_confidence_on_the_edge_of_a_bin_belongs_below():
-    logits = np.log(np.array([[0.6, 0.4], [0.9, 0.1]]))  # 0.6 = 9/15, up to rounding
-    assert classification.calibration_error(logits, np.array([0, 0])) == pytest.approx(
-        (0.4 + 0.1) / 2
-    )
+    edge = [0.0, 0, 0, 0, 0, -np.inf]  # confidence 1/5 = 3/15, and right
+    inside = [0.0, 0, 0, 0, 0, -1e-9]  # confidence 1/6, between 2/15 and 3/15, and wrong
+    error = classification.calibration_error(np.array([edge, inside]), np.array([0, 3]))
+    assert error == pytest.approx(abs((1 - 1 / 5) + (0 - 1 / 6)) / 2)
 
 
 def test_per_class_and_confusion_agree_with_scikit_learn():

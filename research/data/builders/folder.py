@@ -69,6 +69,7 @@ def locate(data) -> Source:
     except OSError as error:
         raise UserError(f"data.path={path}: cannot be listed ({error})") from error
     base = path if path.is_dir() else path.parent
+    _check_names(listing)
     files = [
         entry.path
         for entries in listing.parts.values()
@@ -152,6 +153,16 @@ def _list_table(path: Path) -> Listing:
         listed.setdefault(row.split, []).append(entry)
     ordered = {part: sorted(listed[part], key=lambda e: e.key) for part in PARTS if part in listed}
     return Listing(table.class_names, ordered)
+
+
+def _check_names(listing: Listing) -> None:
+    """Records hold keys as UTF-8; a name that is not could be written nowhere."""
+    keys = [entry.key for entries in listing.parts.values() for entry in entries]
+    wrong = [key for key in keys if "\udc80" <= max(key) <= "\udcff"]
+    if wrong:
+        raise UserErrors(
+            f"{os.fsencode(key)!r}: the name is not UTF-8; rename it" for key in wrong[:10]
+        )
 
 
 def _subfolders(path: Path) -> list[Path]:

@@ -74,7 +74,7 @@ def _version(text: str) -> tuple[int, ...]:
 def _build(base: Path, name: str) -> None:
     import tensorflow_datasets as tfds
 
-    known = tfds.list_builders()
+    known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] not in known:
         more = nearest(name, known) or " (see tensorflow.org/datasets/catalog)"
         raise UserError(

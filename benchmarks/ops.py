@@ -1,0 +1,182 @@
+"""Times the project's forms of shared arithmetic against the plain ones, both sides in turn, and prints medians.
+
+    python benchmarks/ops.py [--repeats=15] [--plain-memory]
+
+Each row is one jitted call of a value's gradient (or of a whole train step) on the same arrays. `--plain-memory` leaves
+malloc as it is; research/ops/memory.py says what that costs. On GPU and TPU both sides run the same form.
+"""
+
+import argparse
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from research.ops.memory import keep_freed_memory
+
+CONVOLUTIONS = (  # B, H = W, C, D, kernel, stride, padding
+    (128, 28, 1, 32, 3, 1, "VALID"),
+    (128, 13, 32, 64, 3, 1, "VALID"),
+    (128, 5, 64, 64, 3, 1, "VALID"),
+    (64, 32, 3, 64, 3, 1, "SAME"),
+    (64, 32, 3, 192, 4, 4, "VALID"),
+    (64, 32, 64, 64, 3, 1, "SAME"),
+    (64, 16, 128, 256, 1, 1, "VALID"),
+    (64, 32, 64, 128, 1, 2, "VALID"),
+)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--repeats", type=int, default=15)
+    options.add_argument("--plain-memory", action="store_true")
+    given = options.parse_args()
+    kept = not given.plain_memory and keep_freed_memory()
+
+    import jax
+
+    print(
+        f"jax {jax.__version__}, {jax.default_backend()}, freed memory {'kept' if kept else 'returned'}"
+    )
+    print(f"{'ms, median of ' + str(given.repeats):50}{'plain':>9}{'ours':>9}{'ratio':>8}")
+    for name, plain, ours in [*convolutions(), *pools(), *attentions(), *losses(), *steps()]:
+        a, b = in_turn(plain, ours, given.repeats)
+        print(f"{name:50}{a:9.2f}{b:9.2f}{a / b:8.2f}", flush=True)
+
+
+def in_turn(plain: Callable, ours: Callable, repeats: int) -> tuple[float, float]:
+    """Medians in ms of two functions without arguments, called in turn after a warm-up."""
+    import jax
+
+    times: tuple[list[float], list[float]] = ([], [])
+    for i in range(repeats + 2):
+        for function, measured in zip((plain, ours), times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            if i >= 2:
+                measured.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def gradient(function: Callable, *given) -> Callable:
+    """A call of the gradient by all of `given`, for a fixed random gradient of the output."""
+    import jax
+
+    out = jax.eval_shape(function, *given)
+    g = jax.random.normal(jax.random.key(9), out.shape, out.dtype)
+    return functools.partial(jax.jit(lambda g, *given: jax.vjp(function, *given)[1](g)), g, *given)
+
+
+def normal(*shape: int):
+    import jax
+
+    return jax.random.normal(jax.random.key(sum(shape)), shape)
+
+
+def convolutions():
+    from research.ops.conv import conv2d, conv2d_plain
+
+    for batch, side, c, d, kernel, stride, padding in CONVOLUTIONS:
+        x, k = normal(batch, side, side, c), normal(kernel, kernel, c, d)
+        name = (
+            f"conv {batch}x{side}x{side}, {c}->{d}, {kernel}x{kernel}/{stride}: gradient by kernel"
+        )
+        plain, ours = (
+            gradient(lambda k, f=f, x=x, s=stride, p=padding: f(x, k, stride=s, padding=p), k)
+            for f in (conv2d_plain, conv2d)
+        )
+        yield name, plain, ours
+
+
+def pools():
+    from research.ops.pool import max_pool, max_pool_plain
+
+    for shape in ((128, 26, 26, 32), (128, 11, 11, 64)):
+        x = normal(*shape)
+        yield (
+            f"max-pool 2x2 {'x'.join(map(str, shape))}: gradient",
+            gradient(max_pool_plain, x),
+            gradient(max_pool, x),
+        )
+
+
+def attentions():
+    import jax
+
+    from research.ops.attention import attention
+
+    for shape in ((64, 65, 3, 64), (8, 256, 8, 32)):
+        q, k, v = (normal(*shape) + i for i in range(3))
+        name = f"attention {'x'.join(map(str, shape))}: gradient"
+        ours = gradient(lambda *a: attention(*a)[0], q, k, v)
+        yield name, gradient(jax.nn.dot_product_attention, q, k, v), ours
+
+
+def losses():
+    import jax
+    import optax
+
+    from research.ops.losses import softmax_cross_entropy
+
+    for batch, classes in ((128, 10), (2048, 4096)):
+        z, labels = normal(batch, classes), jax.numpy.arange(batch) % classes
+        plain = gradient(
+            lambda z, y=labels: optax.softmax_cross_entropy_with_integer_labels(z, y), z
+        )
+        ours = gradient(lambda z, y=labels: softmax_cross_entropy(z, y), z)
+        yield f"cross-entropy {batch}x{classes}: gradient", plain, ours
+
+
+def steps():
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from research.models import cnn
+    from research.ops.losses import softmax_cross_entropy
+
+    class Plain(nn.Module):
+        """The default of research/models/cnn.py as it is usually written."""
+
+        @nn.compact
+        def __call__(self, x):
+            for i, features in enumerate((32, 64, 64)):
+                x = nn.relu(nn.Conv(features, (3, 3), padding="VALID")(x))
+                if i < 2:
+                    x = nn.max_pool(x, (2, 2), (2, 2))
+            x = nn.relu(nn.Dense(64)(x.reshape(x.shape[0], -1)))
+            return nn.Dense(10)(x)
+
+    def step(model: nn.Module, loss: Callable, **how) -> Callable:
+        x, labels, tx = normal(128, 28, 28, 1), jnp.arange(128) % 10, optax.adam(1e-3)
+        params = model.init(jax.random.key(0), x, **how)
+        held = [params, tx.init(params)]
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def update(params, state):
+            grads = jax.grad(lambda p: loss(model.apply(p, x, **how), labels).mean())(params)
+            changes, state = tx.update(grads, state)
+            return optax.apply_updates(params, changes), state
+
+        def run():
+            held[:] = update(*held)
+            return held
+
+        return run
+
+    plain = step(Plain(), optax.softmax_cross_entropy_with_integer_labels)
+    model = cnn.Model(num_classes=10, dtype=jnp.float32, axis_name=None)
+    yield (
+        "CNN 28x28x1, batch 128, Adam: train step",
+        plain,
+        step(model, softmax_cross_entropy, train=True),
+    )
+
+
+if __name__ == "__main__":
+    main()

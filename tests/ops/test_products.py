@@ -1,0 +1,53 @@
+"""Attention and dense against NumPy and jax.nn; the setting of memory in a process of its own."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from research.ops.attention import attention
+from research.ops.dense import dense
+
+
+def test_attention():
+    q, k, v = (
+        np.random.default_rng(i).standard_normal((2, t, 3, 8)).astype(np.float32)
+        for i, t in enumerate((5, 6, 6))
+    )
+    out, weights = attention(q, k, v)
+    logits = np.einsum("bthe,bshe->bhts", q.astype(np.float64), k) / np.sqrt(8)
+    odds = np.exp(logits)
+    expected = odds / odds.sum(-1, keepdims=True)
+    np.testing.assert_allclose(weights, expected, rtol=1e-4)
+    np.testing.assert_allclose(out, np.einsum("bhts,bshe->bthe", expected, v), rtol=1e-4, atol=1e-5)
+    ours = jax.grad(lambda *a: (attention(*a)[0] ** 2).sum(), (0, 1, 2))(q, k, v)
+    theirs = jax.grad(lambda *a: (jax.nn.dot_product_attention(*a) ** 2).sum(), (0, 1, 2))(q, k, v)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_dense():
+    x, kernel = np.random.default_rng(0).standard_normal((2, 3, 4)), np.ones((4, 5))
+    np.testing.assert_allclose(dense(x, kernel), x @ kernel, rtol=1e-6)
+
+
+def test_freed_memory_is_kept():
+    # 64 MB touched and freed, then again in a thread, as XLA's are: the second time hardly a page of 4096 bytes is new.
+    code = """
+import resource, threading
+import numpy as np
+from research.ops.memory import keep_freed_memory
+taken, faults = keep_freed_memory(), []
+def touch():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.full(8_000_000, 1.0)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+touch()
+thread = threading.Thread(target=touch)
+thread.start()
+thread.join()
+assert not taken or faults[1] < 200, faults
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
