@@ -65,16 +65,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
 
 def main(argv: Sequence[str]) -> int:
     flags, overrides = parse(argv)
-    from research import config as configs
+    from research.errors import Failure, UserError
 
     try:
         mode = importlib.import_module(f"research.modes.{flags.mode}")
         config, mistakes = research.modes.find_config(flags, overrides)
         return mode.run(config, mistakes, flags)
-    except configs.UserError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except configs.Failure as error:
+    except Failure as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read the output, head for one, has seen enough

@@ -7,7 +7,6 @@ over, misspelt, of the wrong type or out of range comes back as one list of mist
 """
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -20,21 +19,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-
-class UserError(Exception):
-    """The user's mistake: one clear line that says what, where and the mend. Exit code 2."""
-
-
-class UserErrors(UserError):
-    """Several mistakes, listed together."""
-
-    def __init__(self, lines: Iterable[str]):
-        self.lines = list(lines)
-        super().__init__("\n".join(self.lines))
-
-
-class Failure(Exception):
-    """Work that had to stop for a reason that one line can tell. Exit code 1."""
+from research.durations import UNITS, is_duration
+from research.errors import UserError, nearest
 
 
 def defaults() -> ConfigDict:
@@ -199,12 +185,6 @@ RANGES: dict[str, Range] = {
 }
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
-    """Returns " (did you mean 'x'?)" for the option nearest in spelling, or ""."""
-    found = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
-    return f" (did you mean '{found[0]}'?)" if found else ""
-
-
 def find_module(room: str, name: str) -> Any:
     """Imports research.<room>.<name>.
 
@@ -347,7 +327,7 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
         errors.append(
             f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {default!r}"
         )
-    elif isinstance(default, str) and _is_duration(default) and not _is_duration(value):
+    elif isinstance(default, str) and is_duration(default) and not is_duration(value):
         errors.append(
             f"config.{key}: is {value!r}, but must be a duration such as 'steps=1000' (units: {', '.join(UNITS)})"
         )
@@ -431,56 +411,3 @@ def differences(old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(FREE)
     ]
-
-
-UNITS = ("steps", "epochs", "examples", "percent", "minutes")
-
-
-class Durations(NamedTuple):
-    """What is needed to turn a duration into steps."""
-
-    batch_size: int
-    epoch_examples: int
-    steps_per_minute: float | None = None  # measured once, at the start of a run that uses minutes
-    total_steps: int | None = None
-
-    def to_steps(self, duration: str) -> int:
-        """Returns the number of steps, rounded up, so that whole epochs are seen whole."""
-        unit, value = parse_duration(duration)
-        if unit == "percent" and self.total_steps is None:
-            raise UserError(
-                f"config.train.duration={duration}: percent of what? Use steps, epochs, examples or minutes"
-            )
-        if unit == "minutes" and self.steps_per_minute is None:
-            raise ValueError("steps_per_minute has not been measured")
-        steps_of_one = {
-            "steps": 1.0,
-            "epochs": self.epoch_examples / self.batch_size,
-            "examples": 1 / self.batch_size,
-            "percent": (self.total_steps or 0) / 100,
-            "minutes": self.steps_per_minute or 0.0,
-        }
-        steps = value * steps_of_one[unit]
-        return math.ceil(round(steps, 6))
-
-
-def parse_duration(duration: str) -> tuple[str, float]:
-    """Returns (unit, value) of a text such as 'epochs=5' or 'examples=300_000'."""
-    unit, _, number = str(duration).partition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if unit not in UNITS or not 0 <= value < math.inf:
-        raise UserError(
-            f"{duration!r} is no duration: write UNIT=NUMBER with a unit of {', '.join(UNITS)}"
-        )
-    return unit, value
-
-
-def _is_duration(text: str) -> bool:
-    try:
-        parse_duration(text)
-    except UserError:
-        return False
-    return True

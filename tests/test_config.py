@@ -4,19 +4,9 @@ import json
 
 import pytest
 
-from research.config import (
-    Durations,
-    UserError,
-    defaults,
-    differences,
-    flatten,
-    from_json,
-    load,
-    nearest,
-    parse_duration,
-    resolve,
-    to_json,
-)
+from research.config import defaults, differences, flatten, from_json, load, resolve, to_json
+from research.durations import Durations, parse_duration
+from research.errors import UserError, nearest
 
 
 def mistakes(*overrides):

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from research.config import UserError, UserErrors
 from research.data.augment import augment
 from research.data.mixing import draw_mix, mix_images
 from research.data.store import Store, record_source
+from research.errors import UserError, UserErrors
 from research.task import Batch, Inputs
 
 Read = Callable[[np.ndarray], np.ndarray]  # numbers [B] of examples -> uint8 [B, H, W, C]

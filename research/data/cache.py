@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from research.config import UserError
+from research.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from research.config import UserErrors
 from research.data.pictures import fit
 from research.data.source import PARTS, Example, Opened, Problem, Progress
+from research.errors import UserErrors
 
 
 def write_records(folder: Path, opened: Opened, what: str) -> list[Problem]:

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.config import UserError, UserErrors, find_module
+from research.config import find_module
 from research.data import cache, clean, splits
 from research.data.duplicates import Findings, find
 from research.data.source import PARTS, Source
+from research.errors import UserError, UserErrors
 
 _FORMAT = "1"  # of the folders' content
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.config import UserError, UserErrors, nearest
 from research.data.source import PARTS
+from research.errors import UserError, UserErrors, nearest
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?|nan|inf", re.IGNORECASE)
 _LISTED = 10

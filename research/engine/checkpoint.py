@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from research.config import UserError
 from research.engine.state import TrainState, named_leaves
+from research.errors import UserError
 
 
 class Restored(NamedTuple):

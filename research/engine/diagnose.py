@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.config import Failure
 from research.engine import rng
 from research.engine.state import TrainState, named_leaves
 from research.engine.step import STREAMS
+from research.errors import Failure
 from research.task import Batch, Task
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.config import UserError
 from research.engine.checkpoint import Checkpoints, Restored
 from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
@@ -16,6 +15,7 @@ from research.engine.report import write_report
 from research.engine.state import TrainState, params_sha256
 from research.engine.train import Trained
 from research.engine.writer import Writer
+from research.errors import UserError
 from research.task import Section, Task
 
 

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 import optax
 
-from research.config import UserError, UserErrors, nearest
 from research.engine.schedules import Schedule, make_schedule, schedule_options
 from research.engine.state import named_leaves
 from research.engine.text import print_table
+from research.errors import UserError, UserErrors, nearest
 from research.task import Params
 
 __all__ = [

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import optax
 
-from research.config import Durations, UserError, UserErrors, defaults
+from research.config import defaults
+from research.durations import Durations
 from research.engine import optim
 from research.engine.parallel import Parallel
 from research.engine.state import TrainState, create, named_leaves
 from research.engine.step import make_train_step
+from research.errors import UserError, UserErrors
 from research.task import Task
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from research.config import UserError, UserErrors, nearest, options_of
+from research.config import options_of
+from research.errors import UserError, UserErrors, nearest
 
 Schedule = Callable[[Any], jax.Array]  # step [] int, from 0 -> [] float32
 

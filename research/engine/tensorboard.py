@@ -2,7 +2,7 @@
 
 import os
 
-from research.config import UserError
+from research.errors import UserError
 
 
 class TensorBoard:

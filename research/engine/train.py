@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from research.config import Durations, UserError
 from research.data.prefetch import stream
+from research.durations import Durations
 from research.engine import diagnose, optim
 from research.engine.checkpoint import Checkpoints, Restored
 from research.engine.evaluate import predict_split
@@ -19,6 +19,7 @@ from research.engine.program import best_name, durations, in_minutes, make_plan,
 from research.engine.state import TrainState
 from research.engine.window import Clock, Window
 from research.engine.writer import Writer
+from research.errors import UserError
 from research.task import Task
 
 

@@ -8,7 +8,7 @@ from typing import IO
 from ml_collections import FrozenConfigDict
 
 from research import config as configs
-from research.config import UserError, UserErrors
+from research.errors import UserError, UserErrors
 
 
 def open_workdir(workdir: str | os.PathLike, config: FrozenConfigDict) -> IO[str]:

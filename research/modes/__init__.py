@@ -9,11 +9,12 @@ def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, 
     """Returns the config that the flags name, and the mistakes in it: that of --config, else the workdir's own."""
     from research import config as configs
     from research.engine.workdir import read_config
+    from research.errors import UserError
 
     if flags.config:
         return configs.load(flags.config, overrides)
     if not flags.workdir:
-        raise configs.UserError(
+        raise UserError(
             "give --config=configs/NAME.py to start a run, or --workdir=DIR to go on with one"
         )
     stored = read_config(flags.workdir)
@@ -26,7 +27,7 @@ def demand(config: Any, mistakes: list[str], flags: Any, *, workdir: bool = True
     Raises:
       UserErrors: the config has mistakes, or --workdir is missing.
     """
-    from research.config import UserErrors
+    from research.errors import UserErrors
 
     lines = list(mistakes)
     if workdir and not flags.workdir:
@@ -42,8 +43,9 @@ def build(config: Any) -> tuple[Any, Any]:
     Raises:
       UserErrors: what can be known only with the data at hand and the devices counted.
     """
-    from research.config import UserError, UserErrors, find_module
+    from research.config import find_module
     from research.engine import parallel, program
+    from research.errors import UserError, UserErrors
 
     parallel.configure(cpu_devices=config.parallel.cpu_devices)
     layout = parallel.make(config.parallel.kind, config.parallel.devices)

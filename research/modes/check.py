@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from research import modes
-from research.config import UserErrors, resolve
+from research.config import resolve
+from research.errors import UserErrors
 
 
 def run(config: Any, mistakes: list[str], flags: Any) -> int:

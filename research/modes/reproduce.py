@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from research import modes
-from research.config import Failure, UserError
 from research.engine import environment, files, preemption
+from research.errors import Failure, UserError
 from research.modes.train import train
 
 

@@ -4,8 +4,9 @@ import contextlib
 from typing import Any
 
 from research import modes
-from research.config import UserError, differences
+from research.config import differences
 from research.engine import files, preemption, workdir
+from research.errors import UserError
 
 
 def run(config: Any, mistakes: list[str], flags: Any) -> int:

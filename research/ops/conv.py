@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-CACHE_BYTES = (
-    8 << 20
-)  # copies larger than a core's share of the cache cost more than XLA's own form
+CACHE_BYTES = 8 << 20  # copies that do not fit a core's share of the cache cost too much
 
 
 def conv2d(

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.config import UserError, UserErrors, find_module
+from research.config import find_module
 from research.data import batches, store
 from research.data.pictures import SUFFIXES, picture
+from research.errors import UserError, UserErrors
 from research.evaluation import classification as metrics
 from research.ops.losses import softmax_cross_entropy
 from research.task import Batch, Data, Inputs, LossOutput, Params, Section, Task

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from research.config import UserError, UserErrors, defaults
+from research.config import defaults
 from research.data.batches import inputs, make_batches, order
+from research.errors import UserError, UserErrors
 
 SIZE, BATCH, EVAL = 40, 12, 8  # a batch in four reaches over the end of an epoch
 EVERYTHING = dict(

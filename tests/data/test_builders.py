@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from research.config import UserError
 from research.data import store
+from research.errors import UserError
 
 
 def noise(seed, shape=(10, 10, 3)):

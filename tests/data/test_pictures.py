@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from research.config import UserError
 from research.data.pictures import fit, is_colour, picture
+from research.errors import UserError
 
 
 @pytest.fixture

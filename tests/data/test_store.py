@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from research.config import UserError
 from research.data import cache, store
+from research.errors import UserError
 
 
 def prepare_in_a_process(root, data, more=""):

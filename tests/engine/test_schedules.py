@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from research.config import Durations, UserErrors
+from research.durations import Durations
 from research.engine.schedules import make_schedule, schedule_options
+from research.errors import UserErrors
 
 TOTAL, PEAK = 200, 0.3
 TO_STEPS = Durations(batch_size=10, epoch_examples=95, total_steps=TOTAL).to_steps

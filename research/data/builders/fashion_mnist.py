@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from research.config import UserError, UserErrors
 from research.data.builders import tfds
 from research.data.source import Opened, Source, from_arrays, stamp, wanted_shape
+from research.errors import UserError, UserErrors
 
 VERSION = "1"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from research.config import UserError, UserErrors, nearest
 from research.data.pictures import SUFFIXES, PictureError, is_colour, picture
 from research.data.source import PARTS, Example, Opened, Problem, Source, stamp, wanted_shape
 from research.data.table import read_table
+from research.errors import UserError, UserErrors, nearest
 
 VERSION = "1"
 _SIZE = 64

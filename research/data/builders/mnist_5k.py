@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from research.config import UserError
 from research.data.source import Opened, Source, from_arrays, stamp, wanted_shape
+from research.errors import UserError
 
 VERSION = "1"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from research.config import UserError, nearest
 from research.data import cache
 from research.data.source import PARTS, Example, Opened, Source, stamp, wanted_shape
+from research.errors import UserError, nearest
 
 VERSION = "1"
 _SIZE = 64  # of pictures that differ in size, where data.image_size does not say
