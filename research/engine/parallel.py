@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.errors import UserError
+from research.ops.memory import keep_freed_memory
 
 AXIS = "data"
 
@@ -42,6 +43,7 @@ class Parallel(NamedTuple):
 
 def configure(*, cpu_devices: int = 0) -> None:
     """Settings of JAX that must stand before it is first used; above all the persistent compilation cache."""
+    keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
