@@ -192,7 +192,8 @@ def find_module(room: str, name: str) -> Any:
       UserError: there is no such module; the message lists what exists.
     """
     package = importlib.import_module(f"research.{room}")
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    # What several of them share lies in a package, which is no choice.
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
     if name not in names:
         raise UserError(
             f"there is no '{name}' in research/{room.replace('.', '/')}{nearest(name, names)}: {', '.join(names)}"

@@ -351,3 +351,37 @@ def test_full_disk(root, small, tmp_path):
         assert run.returncode == 0 and f"going on from step {max(whole)}" in run.stdout
     finally:
         subprocess.run(["umount", "-l", disk], check=False)
+
+
+def test_minutes_become_steps_once(launch, small, tmp_path):
+    """The pace measured at the start is recorded, and makes a reproduction the same length."""
+    run = tmp_path / "run"
+    assert launch(*small, "--config.train.duration=minutes=0.01", f"--workdir={run}") == 0
+    pace = json.loads((run / "run.json").read_text())["steps_per_minute"]
+    steps = json.loads((run / "summary.json").read_text())["steps"]
+    assert pace > 0 and steps == np.ceil(round(pace * 0.01, 6))
+    assert launch(f"--workdir={run}", "--mode=reproduce") == 0
+
+
+def test_going_on_with_other_data_is_refused(launch, pictures, on_folder, tmp_path, capsys):
+    folder, run = pictures(), tmp_path / "run"
+    flags = (*on_folder(folder), f"--workdir={run}")
+    assert launch(*flags) == 0
+    (run / "summary.json").unlink()  # as if it had been killed before its end
+    pixels = np.random.default_rng(1).integers(0, 100, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "dark" / "new.png")
+    assert launch(*flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "the data changed since the checkpoint of step 2" in error
+
+
+def test_resume_starts_from_another_run(launch, small, tmp_path):
+    first, longer = tmp_path / "first", tmp_path / "longer"
+    assert launch(*small, f"--workdir={first}") == 0
+    flags = (*small, "--config.train.duration=steps=40", f"--config.resume={first}")
+    assert launch(*flags, f"--workdir={longer}") == 0
+    steps = [
+        json.loads(line)["step"] for line in (longer / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert min(steps) == 32 and max(steps) == 40
+    assert json.loads((longer / "run.json").read_text())["sessions"][0]["first_step"] == 30

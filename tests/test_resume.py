@@ -227,3 +227,18 @@ def test_another_number_of_devices_goes_on_in_the_same_order(
     a, b = (json.loads((w / "summary.json").read_text()) for w in (straight, tmp_path))
     # 17 steps whose float32 sums were added in another order.
     assert a["test/loss"] == pytest.approx(b["test/loss"], abs=1e-3)
+
+
+def test_the_grain_loader_gives_the_same_bits(launch, small, straight, tmp_path):
+    assert launch(*small, "--config.data.loader=grain", f"--workdir={tmp_path}") == 0
+    assert ending(tmp_path) == ending(straight)
+
+
+@pytest.mark.slow
+def test_grain_workers_give_the_same_bits(root, small, straight, tmp_path):
+    process = run_in_process(
+        root, (*small, "--config.data.loader=grain", "--config.data.workers=2"), tmp_path
+    )
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert ending(tmp_path) == ending(straight)
