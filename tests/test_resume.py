@@ -242,3 +242,65 @@ def test_grain_workers_give_the_same_bits(root, small, straight, tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert ending(tmp_path) == ending(straight)
+
+
+def test_a_signal_during_an_evaluation_saves_too(launch, small, straight, tmp_path, monkeypatch):
+    from research.engine.writer import Writer
+
+    log = Writer.log
+
+    def logging(self, step, split, *rest):
+        if (step, split) == (20, "validation"):
+            signal.raise_signal(signal.SIGTERM)
+        log(self, step, split, *rest)
+
+    seldom = (*small, "--config.checkpoint.every=steps=0", "--config.checkpoint.best=")
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "log", logging)
+        assert launch(*seldom, f"--workdir={tmp_path}") == 75
+    assert newest(tmp_path).name == "20"
+    assert launch(*seldom, f"--workdir={tmp_path}") == 0
+    assert ending(tmp_path) == ending(straight)
+
+
+def test_killed_before_the_report_it_is_made_the_next_time(launch, small, straight, tmp_path, monkeypatch):
+    from research.engine import finish
+
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "write_report", killed)
+        with pytest.raises(RuntimeError):
+            launch(*small, f"--workdir={tmp_path}")
+    assert not (tmp_path / "report.html").exists()
+    assert launch(*small, f"--workdir={tmp_path}") == 0
+    assert (tmp_path / "report.html").exists() and ending(tmp_path) == ending(straight)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["examples_per_second"] > 0
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_newest(launch, small, tmp_path, capsys):
+    flags = (*small, "--config.eval.final=best", "--config.checkpoint.best=validation/loss")
+    assert launch(*flags, f"--workdir={tmp_path}") == 0  # the best by the largest loss: an early one
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    best = tmp_path / "checkpoints" / str(summary["best_step"])
+    assert summary["evaluated_step"] == summary["best_step"] < 28 and best.is_dir()
+    flip_a_bit(best)
+    assert launch(f"--workdir={tmp_path}", "--mode=evaluate") == 0
+    assert "is damaged" in capsys.readouterr().out
+    assert json.loads((tmp_path / "evaluation.json").read_text())["step"] == 30
+
+
+def test_a_checkpoint_of_another_model_is_no_damage(launch, small, straight, tmp_path, capsys):
+    flags = (*small, "--config.train.duration=steps=40", f"--config.resume={straight}")
+    assert launch(*flags, "--config.model.features=(4,16)", f"--workdir={tmp_path}") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "does not fit" in error and "float32[4, 16]" not in error.split("here")[1]
+    assert not (straight / "damaged").exists()
+
+
+def test_resume_needs_a_longer_run(launch, small, straight, tmp_path, capsys):
+    assert launch(*small, f"--config.resume={straight}", f"--workdir={tmp_path}") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is at 30 already" in error

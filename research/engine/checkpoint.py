@@ -25,6 +25,10 @@ from research.engine.state import TrainState, named_leaves
 from research.errors import UserError
 
 
+class Mismatch(UserError):
+    """A whole checkpoint, but not of this state."""
+
+
 class Restored(NamedTuple):
     step: int
     state: TrainState  # NumPy leaves
@@ -79,18 +83,12 @@ class Checkpoints:
             return
         host = jax.tree.map(np.asarray, _tree(state))
         self._policy.best = best
-        self._guard(
-            lambda: self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(host),
-                    meta=ocp.args.JsonSave(
-                        {**meta, "digests": _digests(host) | {"meta": _json_digest(meta)}}
-                    ),
-                ),
-                force=True,
-            )
+        whole = {**meta, "digests": _digests(host)}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(host),
+            meta=ocp.args.JsonSave(whole | {"sha256": _json_digest(whole)}),
         )
+        self._guard(lambda: self._manager.save(step, args=items, force=True))
         self._saved = step
 
     def wait(self) -> None:
@@ -109,11 +107,16 @@ class Checkpoints:
 
         Args:
           like: a state (or the shapes of one) whose structure, shapes and dtypes the checkpoint must have.
+
+        Raises:
+          Mismatch: a whole checkpoint has others.
         """
         steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)
         for candidate in steps:
             try:
                 return self._read(candidate, like)
+            except Mismatch:  # not damaged: nothing is set aside
+                raise
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 what = f"checkpoint {candidate} in {self.folder} is damaged ({_first_line(error)})"
                 report(f"{what}; {self._set_aside(candidate)}")
@@ -123,32 +126,36 @@ class Checkpoints:
         """Returns the meta of the newest checkpoint that can be read, {} if there is none."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return dict(
-                    self._manager.restore(
-                        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-                    )["meta"]
-                )
+                return self._read_meta(step)
             except Exception:  # damaged: `restore` reports it
                 continue
         return {}
 
     def _read(self, step: int, like: TrainState) -> Restored:
+        meta = self._read_meta(step)
+        stored = meta.pop("digests")
+        wanted = {path: _kind(leaf) for path, leaf in named_leaves(_tree(like)).items()}
+        there = {path: digest.split(":")[0] for path, digest in stored.items()}
+        for path in sorted(wanted.keys() | there.keys()):
+            if wanted.get(path) != there.get(path):
+                raise Mismatch(
+                    f"the checkpoint of step {step:,} in {self.folder} does not fit: {path} is "
+                    f"{there.get(path, 'absent')} there and {wanted.get(path, 'absent')} here; the model, the "
+                    "optimizer or the classes are others"
+                )
         empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _tree(like))
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(empty), meta=ocp.args.JsonRestore()
-            ),
-        )
-        meta = dict(found["meta"])
-        expected = meta.pop("digests")
-        actual = _digests(found["state"]) | {"meta": _json_digest(meta)}
-        wrong = sorted(
-            k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k)
-        )
-        if wrong:
+        found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(empty)))
+        actual = _digests(found["state"])
+        if wrong := sorted(path for path in stored if stored[path] != actual[path]):
             raise ValueError(f"the digest of {wrong[0]} is wrong")
         return Restored(step, TrainState(**found["state"]), meta)
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        meta = dict(found["meta"])
+        if meta.pop("sha256") != _json_digest(meta):
+            raise ValueError("the digest of its meta is wrong")
+        return meta
 
     def _set_aside(self, step: int) -> str:
         source = self.folder / str(step)
@@ -180,18 +187,32 @@ def _tree(state: TrainState) -> dict[str, Any]:
     }
 
 
+def _kind(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+
+
 def _digests(tree: Any) -> dict[str, str]:
-    """A digest per array, over its dtype, shape and bytes."""
+    """'float32[3, 4]:digest' for each array, the digest over its bytes."""
 
     def digest(x: np.ndarray) -> str:
-        head = f"{x.dtype}{x.shape}".encode()
-        return hashlib.sha256(head + np.ascontiguousarray(x).tobytes()).hexdigest()
+        return f"{_kind(x)}:{hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()}"
 
     return {path: digest(np.asarray(leaf)) for path, leaf in named_leaves(tree).items()}
 
 
 def _json_digest(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def demand_same_data(restored: Restored, fingerprints: dict[str, str]) -> None:
+    """Raises a UserError if the data is not what the checkpoint was made with."""
+    then = restored.meta["data"]
+    names = then.keys() | fingerprints.keys()
+    if changed := sorted(name for name in names if then.get(name) != fingerprints.get(name)):
+        raise UserError(
+            f"the data changed since the checkpoint of step {restored.step:,} was made ({', '.join(changed)}): bring "
+            "the old data back, or train in another workdir"
+        )
 
 
 def _is_full(error: BaseException | None) -> bool:

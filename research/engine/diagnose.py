@@ -36,43 +36,51 @@ def first_bad(tree: Any) -> str | None:
     return None
 
 
-def explain(task: Task, state: TrainState, batch: Batch, seed: int) -> tuple[str, list[int]]:
+def explain(
+    task: Task, state: TrainState, batch: Batch, seed: int, axis_name: str | None = None
+) -> tuple[str, list[int]]:
     """Finds where a step's numbers stop being finite.
 
     Args:
       state: the state before that step.
       batch: its batch.
+      axis_name: the mapped axis that the task was built for, if there is one.
 
     Returns:
       The first array that is not finite, in the order of computation: the batch, the state, the intermediates of
       the forward pass, the losses, the gradients; and the numbers of the examples whose loss is not
       finite (of all of them, where each loss is).
     """
-    rngs = rng.step_keys(seed, jnp.int32(state.step), STREAMS)
-    ids = np.asarray(batch["id"])
+    order: list[str] = []  # of the intermediates; a transformed function gives its dict back sorted
 
-    def total(params):
-        out = task.loss(params, state.model_state, batch, rngs)
-        return jnp.sum(out.losses * out.weights), out
+    def forward(params, model_state, batch):
+        rngs = rng.step_keys(seed, jnp.int32(state.step), STREAMS)
 
-    gradients, out = jax.jit(jax.grad(total, has_aux=True))(state.params)
-    losses = np.asarray(out.losses)
-    bad_ids = ids[~np.isfinite(losses)] if not np.isfinite(losses).all() else ids
-    # Not jitted: a jitted function gives back its dict in another order.
-    inside = task.intermediates(state.params, state.model_state, batch, rngs)
-    where = first_bad(
-        {
-            # A leaf's path is sorted by jax.tree; the numbers keep the order of computation.
-            "1 batch": batch,
-            "2 parameter": state.params,
-            "3 model state": state.model_state,
-            "5 loss": losses,
-            "6 gradient": gradients,
-        }
-    )
-    order = where or "9"
-    if order > "4":
-        for name, value in inside.items():
-            if bad := first_bad({name: value}):
-                return f"output of {bad}", [int(i) for i in bad_ids]
-    return (where[2:] if where else "the updated state"), [int(i) for i in bad_ids]
+        def total(params):
+            out = task.loss(params, model_state, batch, rngs)
+            return jnp.sum(out.losses * out.weights), out.losses
+
+        gradients, losses = jax.grad(total, has_aux=True)(params)
+        inside = task.intermediates(params, model_state, batch, rngs)
+        order[:] = inside
+        return losses, gradients, inside
+
+    given = (state.params, state.model_state, batch)
+    if axis_name is None:
+        losses, gradients, inside = jax.jit(forward)(*given)
+    else:  # an axis of one device, over which a sum is the whole
+        mapped = jax.jit(jax.vmap(forward, axis_name=axis_name))
+        results = mapped(*jax.tree.map(lambda x: jnp.asarray(x)[None], given))
+        losses, gradients, inside = jax.tree.map(lambda x: x[0], results)
+
+    ids, good = np.asarray(batch["id"]), np.isfinite(np.asarray(losses))
+    stages = [
+        ("batch", batch),
+        ("parameter", state.params),
+        ("model state", state.model_state),
+        *((f"output of {name}", inside[name]) for name in order),
+        ("loss", losses),
+        ("gradient", gradients),
+    ]
+    found = (f"{stage} {bad}".strip() for stage, tree in stages if (bad := first_bad(tree)))
+    return next(found, "the updated state"), [int(i) for i in (ids if good.all() else ids[~good])]

@@ -2,13 +2,14 @@
 
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from research.engine.checkpoint import Checkpoints, Restored
+from research.engine.checkpoint import Checkpoints, Restored, demand_same_data
 from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
 from research.engine.report import write_report
@@ -19,20 +20,29 @@ from research.errors import UserError
 from research.task import Section, Task
 
 
-def restore_final(config: Any, workdir: Path, shapes: TrainState, report=print) -> Restored:
-    """Returns the checkpoint that `config.eval.final` names: the newest, or the best.
+def restore_final(
+    config: Any,
+    workdir: Path,
+    task: Task,
+    shapes: TrainState,
+    report: Callable[[str], None] = print,
+) -> Restored:
+    """Returns the checkpoint that `config.eval.final` names: the newest, or the best; the newest if that is damaged.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, it is of another model, or the data is not what it was.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
+    restored = None
     try:
-        best = checkpoints.newest_meta().get("best") if config.eval.final == "best" else None
-        restored = checkpoints.restore(shapes, step=best["step"] if best else None, report=report)
+        if config.eval.final == "best" and (best := checkpoints.newest_meta().get("best")):
+            restored = checkpoints.restore(shapes, step=best["step"], report=report)
+        restored = restored or checkpoints.restore(shapes, report=report)
     finally:
         checkpoints.close()
     if restored is None:
         raise UserError(f"{workdir}: holds no whole checkpoint; train first")
+    demand_same_data(restored, task.data.fingerprints)
     return restored
 
 
@@ -66,7 +76,7 @@ def finish(
     last = parallel.take_state(state)
     step = trained.step
     if config.eval.final == "best" and trained.best and trained.best["step"] != step:
-        restored = restore_final(config, workdir, last, report=writer.say)
+        restored = restore_final(config, workdir, task, last, report=writer.say)
         state, step = parallel.put_state(restored.state), restored.step
     figures, sections = final_figures(config, task, parallel, state)
     tested = {
@@ -91,8 +101,8 @@ def finish(
         "params_sha256": params_sha256(last.params),
     }
     writer.write_summary(summary)
-    writer.end_run(0)
     write_report(workdir, [*sections, Section("Data", "json", task.data.report)])
+    writer.end_run(0)  # last: until then the same command comes back here
     return summary
 
 

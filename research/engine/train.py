@@ -10,12 +10,12 @@ import jax
 
 from research.data.prefetch import stream
 from research.durations import Durations
-from research.engine import diagnose, optim
-from research.engine.checkpoint import Checkpoints, Restored
+from research.engine import diagnose, files, optim
+from research.engine.checkpoint import Checkpoints, Restored, demand_same_data
 from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
 from research.engine.preemption import EXIT_CODE, StopRequest
-from research.engine.program import best_name, durations, in_minutes, make_plan, make_program
+from research.engine.program import Plan, best_name, durations, in_minutes, make_plan, make_program
 from research.engine.state import TrainState
 from research.engine.window import Clock, Window
 from research.engine.writer import Writer
@@ -77,9 +77,10 @@ def _train(
     program = make_program(config, task, parallel, units)
     plan = make_plan(config, task, units)
     shapes = jax.eval_shape(program.create)
-    optim.write_parameter_table(workdir / "parameters.txt", program.tx, shapes.params)
 
-    restored = _start(config, task, checkpoints, shapes, writer)
+    restored = _start(config, task, plan, checkpoints, shapes, writer)
+    optim.write_parameter_table(workdir / "parameters.txt", program.tx, shapes.params)
+    files.write_json(workdir / "data_report.json", task.data.report)
     first = restored.step if restored else 0
     meta = restored.meta if restored else {}
     best: dict[str, Any] | None = meta.get("best")
@@ -148,8 +149,8 @@ def _train(
                 last = step == plan.total
                 log = _due(step, plan.log_every) or last
                 evaluate = _due(step, plan.eval_every) or (last and plan.eval_every)
-                keep = _due(step, plan.save_every) or last or bool(stop)
-                if not (log or evaluate or keep):
+                keep = _due(step, plan.save_every) or last
+                if not (log or evaluate or keep or stop):
                     continue
                 collect()
                 if log:
@@ -166,12 +167,14 @@ def _train(
                     if _better(config, figures, best):
                         best = {"step": step, "value": figures[best_name(config)]}
                         keep = True
-                if keep:
+                stopping = bool(stop)  # read once: a signal may come at any moment
+                if keep or stopping:
+                    clock.put("seconds_data_wait", batches.waited)
                     with clock.measure("seconds_checkpoint"):
                         save(step)
-                if stop and not last:
+                if stopping and not last:
                     break
-            clock.add("seconds_data_wait", batches.waited)
+            clock.put("seconds_data_wait", batches.waited)
     except diagnose.NonFinite as error:
         checkpoints.wait()
         _explain(
@@ -188,7 +191,7 @@ def _train(
 
 
 def _start(
-    config, task: Task, checkpoints: Checkpoints, shapes: TrainState, writer: Writer
+    config, task: Task, plan: Plan, checkpoints: Checkpoints, shapes: TrainState, writer: Writer
 ) -> Restored | None:
     """Returns where the run starts; None is scratch.
 
@@ -203,20 +206,18 @@ def _start(
         restored = other.restore(shapes, report=writer.say)
         other.close()
         if restored is None:
+            raise UserError(f"config.resume={config.resume}: holds no whole checkpoint")
+        if restored.step >= plan.total:
             raise UserError(
-                f"config.resume={config.resume}: holds no checkpoint that fits this config"
+                f"config.train.duration={config.train.duration}: ends at step {plan.total:,}, but the run that "
+                f"config.resume names is at {restored.step:,} already; give a longer one"
             )
+        # Its best checkpoint and its time are not this run's.
+        restored = restored._replace(meta=restored.meta | {"best": None, "timing": None})
     # 3. scratch.
     if restored is None:
         return None
-    now, then = task.data.fingerprints, restored.meta["data"]
-    if changed := sorted(
-        name for name in now.keys() | then.keys() if now.get(name) != then.get(name)
-    ):
-        raise UserError(
-            f"the data changed since the checkpoint of step {restored.step:,} was made ({', '.join(changed)}): bring "
-            "the old data back, or start in another workdir"
-        )
+    demand_same_data(restored, task.data.fingerprints)
     writer.say(f"going on from step {restored.step:,}")
     return restored
 
@@ -267,7 +268,8 @@ def _explain(
     for n in range(first, error.step):
         state, _ = compiled(state, load(n))
     host = parallel.take_state(state)
-    where, ids = diagnose.explain(task, host, task.data.train_batch(error.step, slice(None)), seed)
+    batch = task.data.train_batch(error.step, slice(None))
+    where, ids = diagnose.explain(task, host, batch, seed, parallel.axis_name)
     shown = ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
     error.args = (
         f"step {error.step + 1:,}: the loss is not finite. First bad tensor: {where}. Examples: {shown}. "

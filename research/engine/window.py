@@ -57,6 +57,10 @@ class Clock:
     def add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
+    def put(self, name: str, seconds: float) -> None:
+        """Says what this process has spent on `name` so far."""
+        self._seconds[name] = seconds
+
     def training(self) -> float:
         """Seconds in which this process trained."""
         return 0.0 if self._loop is None else time.perf_counter() - self._loop - self._apart

@@ -8,6 +8,7 @@ from typing import IO
 from ml_collections import FrozenConfigDict
 
 from research import config as configs
+from research.engine import files
 from research.errors import UserError, UserErrors
 
 
@@ -41,7 +42,7 @@ def open_workdir(workdir: str | os.PathLike, config: FrozenConfigDict) -> IO[str
     lock.flush()
     stored = path / "config.json"
     if not stored.exists():
-        stored.write_text(configs.to_json(config))
+        files.write_text(stored, configs.to_json(config))
         return lock
     if different := configs.differences(read_config(path), config):
         raise UserErrors(
@@ -66,7 +67,8 @@ def read_config(workdir: str | os.PathLike) -> FrozenConfigDict:
         raise UserError(
             f"--workdir={workdir}: holds no run (there is no config.json); give --config to start one"
         ) from None
-    except ValueError as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: is damaged ({error}); restore it, or start again in another workdir"
+            f"{path}: cannot be read ({reason}); restore it, or start again in another workdir"
         ) from error

@@ -13,12 +13,14 @@ from research.modes.train import train
 
 def run(config: Any, mistakes: list[str], flags: Any) -> int:
     path = modes.demand(config, mistakes, flags)
-    first = files.read_json(path / "run.json") or {}
+    first = files.read_json(path / "run.json", {})
     if first.get("exit") != 0:
         raise UserError(
             f"--workdir={path}: the run there has not come to its end; give its command again first"
         )
     other = Path(flags.output) if flags.output else _free(path)
+    if _ended(other):
+        raise UserError(f"--output={other}: holds a finished run already; name a new directory")
     if changed := environment.differences(first, environment.environment()):
         print("not the same surroundings, so the bits may differ:", *changed, sep="\n  ")
     print(f"running {path} again in {other}")
@@ -55,10 +57,14 @@ def first_difference(a: Path, b: Path) -> str | None:
     )
 
 
+def _ended(path: Path) -> bool:
+    return files.read_json(path / "run.json", {}).get("exit") == 0
+
+
 def _free(path: Path) -> Path:
     """The first of PATH-reproduced, PATH-reproduced-2, ... that holds no finished run."""
     for number in itertools.count(1):
         other = path.with_name(f"{path.name}-reproduced" + (f"-{number}" if number > 1 else ""))
-        if (files.read_json(other / "run.json") or {}).get("exit") != 0:
+        if not _ended(other):
             return other
     raise AssertionError

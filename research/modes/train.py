@@ -29,7 +29,6 @@ def train(
     from research.engine.writer import Writer
 
     with workdir.open_workdir(path, config):
-        files.write_json(path / "data_report.json", task.data.report)
         writer = Writer(path, config)
         try:
             trained = train_loop(config, path, task, layout, writer, stop, steps_per_minute)
