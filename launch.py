@@ -10,13 +10,17 @@ saved, the same command goes on; 1 anything else.
 """
 
 import argparse
-import errno
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from errno import EACCES, EDQUOT, EEXIST, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 
 import research.modes
+
+FULL = (ENOSPC, EDQUOT)
+BARRED = (EACCES, EPERM, EROFS, ENOENT, ENOTDIR, EISDIR, EEXIST)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,12 +37,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", help="configs/NAME.py, or NAME.py:ARG; left out, the workdir's own"
-    )
-    parser.add_argument(
-        "--config.KEY", help="sets a key of the config: --config.train.batch_size=64"
-    )
+    parser.add_argument("--config", help="configs/NAME.py[:ARG]; left out, the workdir's own")
+    parser.add_argument("--config.KEY", help="sets a key, as --config.train.batch_size=64")
     parser.add_argument("--workdir", help="the run directory")
     parser.add_argument(
         "--mode", default="train", choices=modes, help="what to do; train if left out"
@@ -70,7 +70,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         mode = importlib.import_module(f"research.modes.{flags.mode}")
         config, mistakes = research.modes.find_config(flags, overrides)
-        return mode.run(config, mistakes, flags)
+        code = mode.run(config, mistakes, flags)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -78,16 +80,16 @@ def main(argv: Sequence[str]) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read the output, head for one, has seen enough
-        sys.stderr.close()
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still flushed at exit
+        return int(flags.mode in ("train", "reproduce"))  # these may have been cut short
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL + BARRED:
             raise
-        print(
-            f"error: no space left on the disk of {error.filename or flags.workdir}: free some and give the same "
-            "command again; the checkpoints made so far are whole",
-            file=sys.stderr,
-        )
+        where = error.filename or flags.workdir
+        line = f"{where}: {(error.strerror or str(error)).lower()}; mend that"
+        if error.errno in FULL:
+            line = f"no space left on the disk of {where}; all checkpoints are whole; free some"
+        print(f"error: {line} and give the same command again", file=sys.stderr)
         return 2
 
 

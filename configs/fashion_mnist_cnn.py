@@ -1,6 +1,9 @@
 """The small CNN that tutorials use (93,322 parameters) on Fashion-MNIST: 5 epochs of Adam.
 
 python launch.py --config=configs/fashion_mnist_cnn.py --workdir=runs/fm
+
+Seeds 0, 1, 2: 89.9, 89.4 and 90.0% test accuracy, about 1.5 minutes each on two busy cores (2026-11-23), validation
+on 5% of the training pictures. The same network in Keras had 88.8, 89.5 and 89.0%.
 """
 
 from research.config import defaults

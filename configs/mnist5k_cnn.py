@@ -1,6 +1,9 @@
 """A CNN on 5,000 MNIST pictures, 4,000 to train on and 1,000 to test, from scratch.
 
 python launch.py --config=configs/mnist5k_cnn.py --workdir=runs/mnist5k
+
+Seeds 0, 1, 2: 98.9, 98.8 and 98.5% of the test pictures, one to two minutes each on two busy cores (2026-11-23). An SVM
+with an RBF kernel has 95.9% on such a split.
 """
 
 from research.config import defaults

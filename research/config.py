@@ -94,7 +94,7 @@ def defaults() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = "epochs=1"
-    config.eval.batch_size = 500
+    config.eval.batch_size = 512  # a power of two, which divides over most numbers of devices
     config.eval.bootstrap = 1000  # resamples of the 95% intervals of the final evaluation
     config.eval.final = "last"  # which checkpoint the final figures are of: last or best
 
@@ -128,6 +128,10 @@ FREE = (
     "data.loader",
     "data.workers",
 )
+
+
+# What is looked up by its name, and brings options of its own.
+NAMED = ("task", "model", "optimizer", "optimizer.schedule")
 
 
 class Range(NamedTuple):
@@ -171,6 +175,8 @@ RANGES: dict[str, Range] = {
     "train.micro_batches": at_least(1),
     "train.precision": one_of("float32", "bfloat16"),
     "train.ema": _fraction,
+    "task.label_smoothing": _fraction,
+    "task.top_k": at_least(1),
     "optimizer.learning_rate": at_least(0),
     "optimizer.weight_decay": at_least(0),
     "optimizer.clip_norm": at_least(0),
@@ -210,7 +216,21 @@ def options_of(function: Callable) -> dict[str, Any]:
     }
 
 
-def _options(section: str, name: str) -> dict[str, Any]:
+def _options(section: str, name: Any) -> dict[str, Any]:
+    """Returns {'model.features': default, ...} of what `name` brings to a section."""
+    if not isinstance(name, str):
+        raise UserError(f"is {name!r}, but must be of type str")
+    return flatten(_own_options(section, name), f"{section}.")
+
+
+def _options_or_none(section: str, name: Any) -> dict[str, Any]:
+    try:
+        return _options(section, name)
+    except UserError:  # misspelt, and now given another name
+        return {}
+
+
+def _own_options(section: str, name: str) -> dict[str, Any]:
     if section == "model":
         model = getattr(find_module("models", name), "Model", None)
         if model is None:
@@ -243,38 +263,44 @@ def resolve(
     """As `load`, from a config that is already in memory."""
     given = flatten(config.to_dict())
     texts = dict(overrides)
-    names = {key: text for key, text in texts.items() if key.endswith(".name") and key in given}
-    # Another model, say, has other options: the file's, of the model it named, then mean nothing.
-    renamed = tuple(key.removesuffix("name") for key, text in names.items() if given[key] != text)
-    given.update(names)
-
     errors: list[str] = []
     schema = flatten(defaults().to_dict())
+    added: dict[str, Any] = {}
     incomplete = []  # sections whose name is unknown: their options cannot be judged
-    for section in ("task", "model", "optimizer", "optimizer.schedule"):
+    for section in NAMED:
+        key = f"{section}.name"
+        old = given.get(key, schema[key])
+        name = texts.get(key, old)
+        if name != old:
+            # Another model, say, has other options: those of the one that the file names then mean nothing.
+            for option in _options_or_none(section, old):
+                if option not in schema:
+                    given.pop(option, None)
         try:
-            options = _options(section, given[f"{section}.name"])
+            added |= _options(section, name)
         except UserError as error:
-            errors.append(f"config.{section}.name: {error}")
+            errors.append(f"config.{key}: {error}")
             incomplete.append(section + ".")
-        else:
-            schema.update({f"{section}.{key}": value for key, value in flatten(options).items()})
+    named = {f"config.{section}name:" for section in incomplete}
+    schema |= added
 
     resolved = dict(schema)
     for key, value in given.items():
-        if key.startswith(renamed) and key not in schema:
-            continue
-        if key not in texts or key.endswith(".name"):
+        if key not in texts and f"config.{key}:" not in named:
             _accept(key, value, schema, resolved, errors, incomplete)
     for key, text in texts.items():
-        if not key.endswith(".name") or key not in given:
+        if f"config.{key}:" not in named:
             _accept(key, _parse(text, schema.get(key)), schema, resolved, errors, incomplete)
     for key, allowed in RANGES.items():
-        if not any(e.startswith(f"config.{key}:") for e in errors) and not allowed.holds(
-            resolved[key]
-        ):
+        wrong = any(e.startswith(f"config.{key}:") for e in errors)
+        if key in resolved and not wrong and not allowed.holds(resolved[key]):
             errors.append(f"config.{key} is {resolved[key]!r}, but must be {allowed.words}")
     return FrozenConfigDict(_unflatten(resolved)), errors
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an error of someone else's says, cut to the one line that a user is told."""
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _read_file(file_and_arg: str) -> ConfigDict:
@@ -286,7 +312,8 @@ def _read_file(file_and_arg: str) -> ConfigDict:
         there = f"; there: {', '.join(names)}" if names else ""
         raise UserError(f"--config={path}: no such file{nearest(path, names)}{there}")
     spec = importlib.util.spec_from_file_location("_config", path)
-    assert spec and spec.loader
+    if not spec or not spec.loader:
+        raise UserError(f"--config={path}: is no Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -295,13 +322,19 @@ def _read_file(file_and_arg: str) -> ConfigDict:
             raise UserError(
                 f"--config={file_and_arg}: {path} takes no argument: leave out ':{arg}'"
             )
-        return module.get_config(arg) if arg else module.get_config()
+        config = module.get_config(arg) if arg else module.get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
-            f"--config={path}: cannot be read: {type(error).__name__}: {error}"
+            f"--config={path}: cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
+    mend = "start from research.config.defaults() and return it, changed"
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path}: get_config returned {type(config).__name__}; {mend}")
+    if missing := [key for key in defaults() if key not in config]:
+        raise UserError(f"--config={path}: get_config left out {', '.join(missing)}; {mend}")
+    return config
 
 
 def _accept(key, value, schema, resolved, errors, incomplete) -> None:
@@ -320,13 +353,21 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
     default = schema[key]
     if isinstance(value, list):
         value = tuple(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    kinds = {type(element) for element in default} if isinstance(default, tuple) else set()
+    kind = kinds.pop() if len(kinds) == 1 else None  # of every element
+    if isinstance(default, float):
+        value = _as_float(value)
+    elif kind is float and isinstance(value, tuple):
+        value = tuple(map(_as_float, value))
     if isinstance(default, float) and isinstance(value, float) and not math.isfinite(value):
         errors.append(f"config.{key}: is {value}, which is not a finite number")
     elif default is not None and type(value) is not type(default):
         errors.append(
             f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {default!r}"
+        )
+    elif kind and any(type(element) is not kind for element in value):
+        errors.append(
+            f"config.{key}: is {value!r}, but its elements must be of type {kind.__name__}, as in {default!r}"
         )
     elif isinstance(default, str) and is_duration(default) and not is_duration(value):
         errors.append(
@@ -334,6 +375,10 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
         )
     else:
         resolved[key] = value
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if type(value) is int else value
 
 
 def _first(schema: dict[str, Any], section: str) -> str:
@@ -406,7 +451,9 @@ def from_json(text: str) -> FrozenConfigDict:
 
 def differences(old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:
     """Returns 'key: old -> new' for every key that makes it another experiment."""
-    before, after = flatten(old.to_dict()), flatten(new.to_dict())
+    # A config stored by an older version lacks the newer keys: it ran as their defaults say.
+    before = flatten(resolve(old)[0].to_dict()) | flatten(old.to_dict())
+    after = flatten(new.to_dict())
     return [
         f"config.{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
         for key in sorted(before.keys() | after.keys())

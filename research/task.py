@@ -86,4 +86,3 @@ class Task(NamedTuple):
     decode: Callable[
         [dict[str, Array]], list[dict[str, Any]]
     ]  # predictions -> a JSON row for each example
-    model_sections: tuple[str, ...] = ()  # parts of the config that the parameters depend on

@@ -43,6 +43,11 @@ def test_defaults_have_no_mistake():
         ("data.clean.blank=remove", "one of error, drop, keep"),
         ("data.augment=3", "is a section"),
         ("seed=-1", "from 0 to"),
+        ("optimizer.decay_exclude=(1,)", "elements must be of type str"),
+        ("optimizer.decay_exclude=3", "elements must be of type str"),
+        ("model.features=(4, 'b')", "elements must be of type int"),
+        ("task.top_k=0", "must be 1 or more"),
+        ("task.label_smoothing=2.0", "0 or more and less than 1"),
     ],
 )
 def test_each_mistake_is_one_line_with_the_mend(override, says):
@@ -65,6 +70,57 @@ def test_keys_that_a_config_file_adds_are_found(tmp_path):
     )
     _, found = load(str(path))
     assert [line.split(":")[0] for line in found] == ["config.optimiser", "config.train.epochs"]
+
+
+def test_a_new_name_takes_away_the_old_options_and_hides_nothing():
+    config = defaults()
+    config.data.typo = 1
+    config.optimizer.momentun = 0.9
+    config.optimizer.b1 = 0.8
+    config.optimizer.weight_decay = 0.5
+    config.model.pool = (1, 2, 3)
+    texts = [("data.name", "mnist_5k"), ("optimizer.name", "sgd"), ("model.name", "vit")]
+    resolved, found = resolve(config, texts)
+    assert [line.split(":")[0] for line in found] == [
+        "config.data.typo",
+        "config.optimizer.momentun",
+    ]
+    assert "b1" not in resolved.optimizer and resolved.optimizer.weight_decay == 0.5
+    assert resolve(config, [*texts, ("model.pool", "3")])[1]  # but not what the command says
+
+
+def test_options_that_share_a_name_are_those_of_the_new_thing(root):
+    path = f"{root}/configs/fashion_mnist_best.py"  # its cnn has pool=(1, 2, 3); a vit's is a word
+    config, found = load(path, [("model.name", "vit")])
+    assert found == [] and isinstance(config.model.pool, str)
+
+
+def test_missing_keys_of_a_stored_config_have_their_defaults():
+    whole, _ = resolve(defaults())
+    older = from_json(json.dumps({k: v for k, v in whole.to_dict().items() if k != "log"}))
+    again, found = resolve(older)
+    assert again == whole and found == [] and differences(older, whole) == []
+    assert resolve(from_json('{"model": 3, "task": {"name": 4}}'))[1] == [
+        "config.task.name: is 4, but must be of type str",
+        "config.model: is a section; set one of its keys, such as config.model.name",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return None", "returned NoneType"),
+        ("return {}", "returned dict"),
+        ("from ml_collections import ConfigDict\n    return ConfigDict()", "left out checkpoint"),
+        ("import sys\n    sys.exit('boo')", "SystemExit: boo"),
+        ("raise ValueError('one\\ntwo')", "ValueError: one"),
+    ],
+)
+def test_a_config_file_that_makes_no_config_is_one_line(tmp_path, body, says):
+    (tmp_path / "odd.py").write_text(f"def get_config():\n    {body}\n")
+    with pytest.raises(UserError, match=says) as caught:
+        load(str(tmp_path / "odd.py"))
+    assert "\n" not in str(caught.value)
 
 
 def test_overrides_are_read_as_the_type_of_the_default():

@@ -154,18 +154,87 @@ def test_check_shows_what_would_run(launch, small, capsys):
 
 
 def test_check_counts_the_flops_of_a_linear_model(launch, small, capsys):
-    """One dense layer of 64 x 10 on 32 examples: 2 x 32 x 64 x 10 forward and as many for the weight gradient."""
-    assert (
-        launch(
-            small[0],
-            "--mode=check",
-            "--config.model.name=mlp",
-            "--config.model.features=()",
-            "--config.model.padding=SAME",
-        )
-        == 2
+    """One dense layer of 64 x 10 on 32 examples: 2 x 32 x 64 x 10 forward and as many for the weight gradient.
+
+    The rest (softmax, optimizer, norms) is at most 20 operations for each of 650 parameters and 320 logits.
+    """
+    flags = ("--config.model.name=mlp", "--config.model.widths=()", "--config.optimizer.name=sgd")
+    flags += ("--config.train.batch_size=32", "--config.train.ema=0", "--mode=check")
+    assert launch(small[0], "--config.parallel.devices=1", *flags) == 0
+    row = next(r for r in capsys.readouterr().out.splitlines() if r.startswith("FLOPs a step"))
+    flops = int(row.split()[-1].replace(",", ""))
+    assert 0 <= flops - 2 * (2 * 32 * 64 * 10) <= 20 * (650 + 320)
+
+
+def test_check_with_minutes_and_micro_batches(launch, small, capsys):
+    """Minutes need no measuring there, and micro-batches keep only their own activations."""
+    schedule = (
+        "--config.optimizer.schedule.name=step",
+        "--config.optimizer.schedule.at=('minutes=1',)",
     )
-    assert "config.model.padding: unknown key" in capsys.readouterr().err
+    minutes = (*schedule, "--config.optimizer.schedule.warmup=minutes=0.01")
+
+    def kept(*flags):
+        assert launch(*small, *minutes, "--mode=check", *flags) == 0
+        out = capsys.readouterr().out
+        assert "30 steps" in out
+        return next(r for r in out.splitlines() if r.startswith("memory, activations"))
+
+    whole, quarter = (float(kept(*f).split()[2]) for f in ((), ("--config.train.micro_batches=4",)))
+    assert 0.2 < quarter / whole < 0.5
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--config.train.batch_size=0",),
+        ("--config.train.micro_batches=0",),
+        ("--config.model.name=cn",),
+        ("--config.parallel.devices=-1",),
+        ("--config.data.clean.blank=no", "--config.data.path=/nowhere"),
+    ],
+)
+def test_check_lists_each_mistake_once(launch, root, capsys, flags):
+    assert launch(f"--config={root}/configs/digits_cnn.py", "--mode=check", *flags) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_check_lists_mistakes_of_the_data_too(launch, root, capsys):
+    flags = ("--config.seed=x", "--config.data.path=/nowhere", "--mode=check")
+    assert launch(f"--config={root}/configs/image_folder.py", *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 2 and "config.seed" in error and "/nowhere" in error
+
+
+def test_a_stored_config_that_is_empty(launch, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert launch(f"--workdir={tmp_path}", "--mode=evaluate") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "holds no config" in error
+
+
+@pytest.mark.parametrize("kind", [PermissionError, FileNotFoundError, NotADirectoryError, OSError])
+def test_errors_of_the_file_system_are_one_line(launch, monkeypatch, capsys, kind):
+    import errno
+
+    from research import modes
+
+    number = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT}.get(kind, errno.EROFS)
+
+    def fail(*_):
+        raise OSError(errno.ENOTDIR if kind is NotADirectoryError else number, "Bad luck", "/a/b")
+
+    monkeypatch.setattr(modes, "find_config", fail)
+    assert launch("--workdir=x") == 2
+    assert capsys.readouterr().err.startswith("error: /a/b: bad luck; ")
+
+
+def test_a_dangling_link_can_be_mended(launch, pictures, on_folder, capsys):
+    folder = pictures()
+    (folder / "dark" / "dang.png").symlink_to("nowhere.png")
+    assert launch(*on_folder(folder), "--mode=check") == 2 and "dang.png" in capsys.readouterr().err
+    (folder / "dark" / "dang.png").unlink()
+    assert launch(*on_folder(folder), "--mode=check") == 0
 
 
 def a_text_file(folder):
@@ -210,7 +279,14 @@ def test_bad_pictures(launch, pictures, on_folder, tmp_path, capsys, damage, say
         (("--config.optimizer.decay_exclude=('b[',)",), "b["),
         (("--config.train.duration=percent=10",), "percent of what"),
         (("--config.train.duration=steps=0",), "config.train.duration"),
-        (("--config.resume=/nowhere",), "/nowhere"),
+        (("--config.resume=/nowhere",), "config.resume=/nowhere: holds no checkpoints"),
+        (("--config.optimizer.name=sgd", "--config.optimizer.momentum=abc"), "optax.sgd"),
+        (("--config.eval.final=best", "--config.data.validation_fraction=0"), "no validation"),
+        (("--config.eval.final=best", "--config.eval.every=steps=0"), "never evaluates"),
+        (("--config.eval.final=best", "--config.checkpoint.best="), "names no figure"),
+        (("--inputs=a.png",), "only --mode=predict"),
+        (("--output=other",), "only --mode=reproduce"),
+        (("--compile",), "only --mode=check"),
     ],
 )
 def test_bad_flags(launch, small, tmp_path, capsys, monkeypatch, flags, says):

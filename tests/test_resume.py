@@ -146,30 +146,27 @@ def run_in_process(root, small, workdir: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments(root, small, straight, tmp_path):
-    """Longer steps than the straight run would need, saved at every one, so that kills hit saves too."""
-    often = (*small, "--config.checkpoint.every=steps=1")
+def test_ten_kills_at_random_moments(root, launch, small, tmp_path):
+    """A checkpoint at every step, so that kills hit saves too."""
+    long = (*small, "--config.train.duration=steps=300", "--config.checkpoint.every=steps=1")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert launch(*long, f"--workdir={straight}") == 0
     rng = random.Random(0)
-    begun = tmp_path / "checkpoints"
-    kills = 0
-    for _ in range(200):
-        process = run_in_process(root, often, tmp_path)
-        wait = rng.uniform(0, 1.0)
-        while process.poll() is None and not begun.is_dir():
-            time.sleep(0.05)
-        before = _steps(begun)
-        while process.poll() is None and _steps(begun) == before and kills < 10:
-            time.sleep(0.01)
-        time.sleep(wait)
-        if process.poll() is None and kills < 10:
-            process.kill()
-            kills += 1
+    for _ in range(10):
+        process = run_in_process(root, long, killed)
+        before = _steps(killed / "checkpoints")
+        while process.poll() is None and _steps(killed / "checkpoints") == before:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, "it came to its end before all kills were made"
+        process.kill()
         process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-    assert kills == 10
-    assert ending(tmp_path) == ending(straight)
+    last = run_in_process(root, long, killed)
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
+    assert ending(killed) == ending(straight)
+    sessions = json.loads((killed / "run.json").read_text())["sessions"]
+    assert len(sessions) == 11 and sessions[-1]["first_step"] > 10
 
 
 def _steps(folder: Path) -> list[str]:
@@ -263,7 +260,9 @@ def test_a_signal_during_an_evaluation_saves_too(launch, small, straight, tmp_pa
     assert ending(tmp_path) == ending(straight)
 
 
-def test_killed_before_the_report_it_is_made_the_next_time(launch, small, straight, tmp_path, monkeypatch):
+def test_killed_before_the_report_it_is_made_the_next_time(
+    launch, small, straight, tmp_path, monkeypatch
+):
     from research.engine import finish
 
     def killed(*_):
@@ -282,7 +281,9 @@ def test_killed_before_the_report_it_is_made_the_next_time(launch, small, straig
 
 def test_a_damaged_best_checkpoint_gives_way_to_the_newest(launch, small, tmp_path, capsys):
     flags = (*small, "--config.eval.final=best", "--config.checkpoint.best=validation/loss")
-    assert launch(*flags, f"--workdir={tmp_path}") == 0  # the best by the largest loss: an early one
+    assert (
+        launch(*flags, f"--workdir={tmp_path}") == 0
+    )  # the best by the largest loss: an early one
     summary = json.loads((tmp_path / "summary.json").read_text())
     best = tmp_path / "checkpoints" / str(summary["best_step"])
     assert summary["evaluated_step"] == summary["best_step"] < 28 and best.is_dir()
@@ -296,7 +297,11 @@ def test_a_checkpoint_of_another_model_is_no_damage(launch, small, straight, tmp
     flags = (*small, "--config.train.duration=steps=40", f"--config.resume={straight}")
     assert launch(*flags, "--config.model.features=(4,16)", f"--workdir={tmp_path}") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "does not fit" in error and "float32[4, 16]" not in error.split("here")[1]
+    assert (
+        error.count("\n") == 1
+        and "does not fit" in error
+        and "float32[4, 16]" not in error.split("here")[1]
+    )
     assert not (straight / "damaged").exists()
 
 

@@ -18,11 +18,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def root(cache_dir: str) -> Path:
-    """Returns where prepared data is kept: `cache_dir`, else $ROOTSTOCK_CACHE/data, else ~/.cache/rootstock/data."""
-    if cache_dir:
-        return Path(cache_dir).expanduser()
-    base = os.environ.get("ROOTSTOCK_CACHE") or "~/.cache/rootstock"
-    return Path(base).expanduser() / "data"
+    """Returns where prepared data is kept: `cache_dir`, else the folder data of `home`."""
+    return Path(cache_dir).expanduser() if cache_dir else home() / "data"
+
+
+def home() -> Path:
+    """Returns where everything that can be made again is kept: $ROOTSTOCK_CACHE, else the user's cache directory."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rootstock"
+    return Path(os.environ.get("ROOTSTOCK_CACHE") or base).expanduser()
 
 
 def built(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -144,7 +144,9 @@ class Checkpoints:
                     "optimizer or the classes are others"
                 )
         empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _tree(like))
-        found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(empty)))
+        found = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(empty))
+        )
         actual = _digests(found["state"])
         if wrong := sorted(path for path in stored if stored[path] != actual[path]):
             raise ValueError(f"the digest of {wrong[0]} is wrong")

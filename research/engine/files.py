@@ -32,11 +32,12 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike, default: Any = None) -> Any:
-    """The JSON in a file, or `default` where there is no file or no JSON in it."""
+    """The JSON in a file, or `default` where there is no file, no JSON in it or JSON of another kind."""
     try:
-        return json.loads(Path(path).read_bytes())
+        value = json.loads(Path(path).read_bytes())
     except (FileNotFoundError, ValueError):
         return default
+    return value if default is None or isinstance(value, type(default)) else default
 
 
 def read_lines(path: str | os.PathLike) -> list[tuple[bytes, dict[str, Any]]]:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from research.config import first_line
 from research.engine.schedules import Schedule, make_schedule, schedule_options
 from research.engine.state import named_leaves
 from research.engine.text import print_table
@@ -113,7 +114,9 @@ def make_optimizer(
         parts.append(function(learning_rate=schedule, **given))
     except (TypeError, ValueError, AttributeError) as error:
         raise UserErrors(
-            [f"config.optimizer: optax.{config.name} does not take these options: {error}"]
+            [
+                f"config.optimizer: optax.{config.name} does not take these options: {first_line(error)}"
+            ]
         ) from error
     return optax.chain(*parts), schedule
 

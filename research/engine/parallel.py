@@ -4,9 +4,7 @@
 pure step over a leading axis of devices. Both hide behind `Parallel`.
 """
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from research.data import cache
 from research.errors import UserError
 from research.ops.memory import keep_freed_memory
 
@@ -44,7 +43,7 @@ class Parallel(NamedTuple):
 def configure(*, cpu_devices: int = 0) -> None:
     """Settings of JAX that must stand before it is first used; above all the persistent compilation cache."""
     keep_freed_memory()
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache.home() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if cpu_devices:
@@ -56,12 +55,6 @@ def configure(*, cpu_devices: int = 0) -> None:
                     f"config.parallel.cpu_devices={cpu_devices}: JAX is already running on "
                     f"{jax.local_device_count('cpu')} in this process"
                 ) from None
-
-
-def cache_folder() -> Path:
-    """$ROOTSTOCK_CACHE or the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("ROOTSTOCK_CACHE") or Path(home) / "rootstock")
 
 
 def make(kind: str, devices: int = 0) -> Parallel:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from research.config import defaults
-from research.durations import Durations
+from research.config import defaults, first_line
+from research.durations import Durations, parse_duration
 from research.engine import optim
 from research.engine.parallel import Parallel
 from research.engine.state import TrainState, create, named_leaves
@@ -96,7 +96,14 @@ def problems(config: Any, task: Task, parallel: Parallel) -> list[str]:
         return errors.lines
     except UserError as error:
         return [str(error)]
-    shapes = jax.eval_shape(program.create)
+    try:
+        shapes = jax.eval_shape(program.create)
+        # Some options are looked at only here. The whole step takes longer to trace; the rest of it has no options.
+        jax.eval_shape(program.tx.update, shapes.params, shapes.opt_state, shapes.params)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        return [
+            f"config.optimizer: optax.{config.optimizer.name} does not take these options: {first_line(error)}"
+        ]
     usual = defaults().optimizer.decay_exclude
     patterns = [pattern for pattern in config.optimizer.decay_exclude if pattern not in usual]
     paths = named_leaves(shapes.params)
@@ -104,7 +111,7 @@ def problems(config: Any, task: Task, parallel: Parallel) -> list[str]:
         f"config.optimizer.decay_exclude: {pattern!r} matches no parameter; there are {', '.join(list(paths)[:5])}, ..."
         for pattern in optim.unmatched_patterns(patterns, paths)
     ]
-    return lines + _best_problems(config, task, shapes)
+    return lines + _best_problems(config, task, shapes) + _final_problems(config, task)
 
 
 def state_shapes(config: Any, task: Task, parallel: Parallel) -> TrainState:
@@ -115,22 +122,34 @@ def state_shapes(config: Any, task: Task, parallel: Parallel) -> TrainState:
 
 def in_minutes(config: Any) -> bool:
     """True if a duration has to be measured by the clock before it is a number of steps."""
-    schedule = [
-        value for value in config.optimizer.schedule.to_dict().values() if isinstance(value, str)
-    ]
-    texts = [
+    values = [
         config.train.duration,
         config.log.every,
         config.eval.every,
         config.checkpoint.every,
-        *schedule,
+        *config.optimizer.schedule.to_dict().values(),
     ]
-    return any(text.startswith("minutes") for text in texts)
+    texts = [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+    return any(isinstance(text, str) and text.startswith("minutes") for text in texts)
 
 
 def best_name(config: Any) -> str:
     """The figure of the validation split that says which checkpoint is best."""
     return config.checkpoint.best.removeprefix("validation/")
+
+
+def _final_problems(config: Any, task: Task) -> list[str]:
+    """Says so if the final figures are to be of the best checkpoint and there will be none."""
+    if config.eval.final != "best":
+        return []
+    reason = ""
+    if "validation" not in task.data.sizes:
+        reason = "there is no validation split (config.data.validation_fraction)"
+    elif not parse_duration(config.eval.every)[1]:
+        reason = f"config.eval.every={config.eval.every} never evaluates"
+    elif not config.checkpoint.best:
+        reason = "config.checkpoint.best names no figure"
+    return [f"config.eval.final=best: {reason}; mend that, or choose last"] if reason else []
 
 
 def _best_problems(config: Any, task: Task, shapes: TrainState) -> list[str]:

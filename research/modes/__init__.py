@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# The flags that only one mode reads.
+READ_BY = {"inputs": "predict", "output": "reproduce", "compile": "check"}
+
 
 def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, list[str]]:
     """Returns the config that the flags name, and the mistakes in it: that of --config, else the workdir's own."""
@@ -11,6 +14,9 @@ def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, 
     from research.engine.workdir import read_config
     from research.errors import UserError
 
+    for flag, mode in READ_BY.items():
+        if getattr(flags, flag) and flags.mode != mode:
+            raise UserError(f"--{flag}: only --mode={mode} reads it; leave it out")
     if flags.config:
         return configs.load(flags.config, overrides)
     if not flags.workdir:
@@ -18,23 +24,38 @@ def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, 
             "give --config=configs/NAME.py to start a run, or --workdir=DIR to go on with one"
         )
     stored = read_config(flags.workdir)
-    return configs.resolve(stored, overrides) if list(overrides) else (stored, [])
+    if not stored.to_dict():
+        raise UserError(
+            f"{Path(flags.workdir) / 'config.json'}: holds no config; restore it, or start again in another workdir"
+        )
+    return configs.resolve(stored, overrides)
 
 
-def demand(config: Any, mistakes: list[str], flags: Any, *, workdir: bool = True) -> Path:
+def demand(config: Any, mistakes: list[str], flags: Any) -> Path:
     """Returns the workdir.
 
     Raises:
-      UserErrors: the config has mistakes, or --workdir is missing.
+      UserErrors: the config has mistakes, --workdir is missing, or config.resume names no run.
     """
     from research.errors import UserErrors
 
-    lines = list(mistakes)
-    if workdir and not flags.workdir:
+    lines = [*mistakes, *resume_problems(config, flags)]
+    if not flags.workdir:
         lines.append("give --workdir=runs/NAME, the directory of the run")
     if lines:
         raise UserErrors(lines)
-    return Path(flags.workdir or "")
+    return Path(flags.workdir)
+
+
+def resume_problems(config: Any, flags: Any) -> list[str]:
+    """Says so if config.resume holds no checkpoints, in the modes that start from it."""
+    if not config.resume or (Path(config.resume) / "checkpoints").is_dir():
+        return []
+    # A run that has checkpoints of its own goes on from these, even where the other is gone.
+    begun = flags.workdir and (Path(flags.workdir) / "checkpoints").is_dir()
+    if flags.mode in ("evaluate", "predict") or (begun and flags.mode != "reproduce"):
+        return []
+    return [f"config.resume={config.resume}: holds no checkpoints; name the workdir of a run"]
 
 
 def build(config: Any) -> tuple[Any, Any]:
@@ -58,7 +79,8 @@ def build(config: Any) -> tuple[Any, Any]:
         )
     if config.eval.batch_size % layout.device_count:
         lines.append(
-            f"config.eval.batch_size={config.eval.batch_size}: does not divide over {layout.device_count} devices"
+            f"config.eval.batch_size={config.eval.batch_size}: does not divide over {layout.device_count} devices; "
+            f"use a multiple of {layout.device_count}"
         )
     task = None
     try:
@@ -80,4 +102,4 @@ def restore(config: Any, workdir: Path) -> tuple[Any, Any, Any]:
     from research.engine.finish import restore_final
     from research.engine.program import state_shapes
 
-    return layout, task, restore_final(config, workdir, state_shapes(config, task, layout))
+    return layout, task, restore_final(config, workdir, task, state_shapes(config, task, layout))

@@ -1,35 +1,37 @@
 """Shows what would run, without running it: every mistake of the config, else parameters, FLOPs, memory and data."""
 
 import math
+import re
 from typing import Any
 
 from research import modes
 from research.config import resolve
-from research.errors import UserErrors
+from research.errors import UserError, UserErrors
 
 
 def run(config: Any, mistakes: list[str], flags: Any) -> int:
-    layout, task = _build(config, mistakes)
+    layout, task = _build(config, [*mistakes, *modes.resume_problems(config, flags)])
 
     import jax
 
     from research.engine import optim
-    from research.engine.program import durations, make_program
+    from research.engine.program import durations, in_minutes, make_program
     from research.engine.step import make_train_step
     from research.engine.text import print_table
 
-    units = durations(config, task)
-    program = make_program(
-        config, task, layout, units if units.total_steps else durations(config, task, 1.0)
-    )
+    # Any pace will do where one would have to be measured: nothing that is shown depends on it.
+    units = durations(config, task, 1000.0 if in_minutes(config) else None)
+    program = make_program(config, task, layout, units)
     state = jax.eval_shape(program.create)
     batch = task.data.train_batch(0, slice(None))
+    part = {name: x[: len(x) // config.train.micro_batches] for name, x in batch.items()}
     # In one piece: XLA counts the body of a scan over micro-batches once.
     whole = make_train_step(task, program.tx, seed=0, ema=config.train.ema)
     costs = jax.jit(whole).lower(state, batch).cost_analysis() or {}
 
     print(optim.format_parameter_table(optim.parameter_table(state.params, program.tx)))
-    steps = f"{units.total_steps:,} steps" if units.total_steps else config.train.duration
+    timed = config.train.duration.startswith("minutes")
+    steps = config.train.duration if timed else f"{units.total_steps:,} steps"
     rows = [
         (
             "data",
@@ -46,7 +48,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         ("memory, EMA", _size(state.ema)),
         ("memory, model state", _size(state.model_state)),
         ("memory, optimizer", _size(state.opt_state)),
-        ("memory, activations", f"{_size(_kept(task, state, batch))} kept for the gradient"),
+        ("memory, activations", f"{_size(_kept(task, state, part))} kept for the gradient"),
     ]
     if flags.compile:
         placed = layout.put_batch(batch)
@@ -65,23 +67,22 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
 
 
 def _build(config: Any, mistakes: list[str]) -> tuple[Any, Any]:
-    """Builds what can be built, so that mistakes in the data come in the same list as those in the config."""
-    # The arithmetic of both layouts is the same, and the mesh's can be looked at without a mapped axis.
-    mesh, _ = resolve(config, [("parallel.kind", "mesh")])
+    """Builds the layout and the task; with mistakes in the config, adds those in the data and tells all."""
+    if not mistakes:
+        # The arithmetic of both layouts is the same, and the mesh's can be looked at without a mapped axis.
+        mesh, _ = resolve(config, [("parallel.kind", "mesh")])
+        return modes.build(mesh)
     lines = list(mistakes)
-    try:
-        built = modes.build(mesh)
-    except UserErrors as errors:
-        # What follows from a mistake that is listed already need not be said again.
-        lines += [
-            line
-            for line in errors.lines
-            if line.split(":")[0] not in {m.split(":")[0] for m in mistakes}
-        ]
-        raise UserErrors(lines) from None
-    if lines:
-        raise UserErrors(lines)
-    return built
+    if not any(re.match(r"config\.data\b", line) for line in mistakes):
+        from research.data import store
+
+        try:
+            store.prepare(config.data)
+        except UserErrors as errors:
+            lines += errors.lines
+        except UserError as error:
+            lines.append(str(error))
+    raise UserErrors(dict.fromkeys(lines))
 
 
 def _kept(task: Any, state: Any, batch: Any) -> list[Any]:

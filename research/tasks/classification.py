@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.config import find_module
+from research.config import find_module, first_line
 from research.data import batches, store
 from research.data.pictures import SUFFIXES, picture
 from research.errors import UserError, UserErrors
@@ -61,7 +61,7 @@ def build(
         jax.eval_shape(init, jax.random.key(0))
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
-            f"config.model: does not fit pictures of {'x'.join(map(str, shape))}: {error}"
+            f"config.model: does not fit pictures of {'x'.join(map(str, shape))}: {first_line(error)}"
         ) from error
 
     def example_keys(batch: Batch, rngs: dict[str, jax.Array]) -> jax.Array:

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from research import config as config_lib
+from research.config import defaults
+from research.durations import Durations
 from research.engine import optim
+from research.errors import UserErrors
 
 PARAMS = {
     "conv": {"kernel": np.float32([[0.5, -1.0], [2.0, 0.25]]), "bias": np.float32([1.0, -2.0])},
@@ -20,7 +22,7 @@ B1, B2, EPS = 0.9, 0.999, 1e-8
 
 
 def section(name, **keys):
-    config = config_lib.defaults().optimizer
+    config = defaults().optimizer
     config.name = name
     config.learning_rate = 0.1
     config.schedule.name = "linear"
@@ -31,7 +33,7 @@ def section(name, **keys):
 
 
 def build(name, **keys):
-    to_steps = config_lib.Durations(10, 100, total_steps=4).to_steps
+    to_steps = Durations(10, 100, total_steps=4).to_steps
     return optim.make_optimizer(section(name, **keys), total_steps=4, to_steps=to_steps)
 
 
@@ -162,7 +164,7 @@ def test_options_are_the_arguments_a_config_may_set():
 
 
 def test_all_mistakes_are_listed_with_the_nearest_spelling():
-    with pytest.raises(config_lib.UserErrors) as caught:
+    with pytest.raises(UserErrors) as caught:
         build(
             "sgd",
             momentun=0.9,
@@ -174,11 +176,11 @@ def test_all_mistakes_are_listed_with_the_nearest_spelling():
     assert len(caught.value.lines) == 4
     for words in ("'momentum'", "'nesterov'", "'('", "'cosine'"):
         assert words in text
-    with pytest.raises(config_lib.UserErrors, match="did you mean 'rmsprop'"):
+    with pytest.raises(UserErrors, match="did you mean 'rmsprop'"):
         build("rmspop")
-    with pytest.raises(config_lib.UserErrors, match="more than a gradient"):
+    with pytest.raises(UserErrors, match="more than a gradient"):
         build("lbfgs")
-    with pytest.raises(config_lib.UserErrors, match="float31"):
+    with pytest.raises(UserErrors, match="float31"):
         build("adam", mu_dtype="float31")
 
 

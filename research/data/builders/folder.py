@@ -11,6 +11,7 @@ labels are then those names or their numbers from 0. Without it the labels found
 are resized to `data.image_size` (64), in colour if any of them is (`data.channels` decides otherwise).
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,14 +71,13 @@ def locate(data) -> Source:
         raise UserError(f"data.path={path}: cannot be listed ({error})") from error
     base = path if path.is_dir() else path.parent
     _check_names(listing)
-    files = [
-        entry.path
-        for entries in listing.parts.values()
-        for entry in entries
-        if entry.path.is_file()
-    ]
+    entries = [entry for part in listing.parts.values() for entry in part]
+    files = {entry.path for entry in entries if entry.path.is_file()}
     tables = [] if path.is_dir() else [path, *base.glob("classes.txt")]
-    mark = stamp([*files, *tables], Path(path.anchor))
+    # What is listed and is no file (a link to nowhere) counts too: it is a mistake that may be mended.
+    marks = [stamp([*files, *tables], Path(path.anchor))]
+    marks += sorted(f"{entry.key}\0{entry.path in files}" for entry in entries)
+    mark = hashlib.sha256("\n".join(marks).encode()).hexdigest()
     return Source("folder", VERSION, str(path), mark, lambda: _open(listing, data))
 
 
@@ -158,7 +158,7 @@ def _list_table(path: Path) -> Listing:
 def _check_names(listing: Listing) -> None:
     """Records hold keys as UTF-8; a name that is not could be written nowhere."""
     keys = [entry.key for entries in listing.parts.values() for entry in entries]
-    wrong = [key for key in keys if "\udc80" <= max(key) <= "\udcff"]
+    wrong = [key for key in keys if any("\udc80" <= c <= "\udcff" for c in key)]
     if wrong:
         raise UserErrors(
             f"{os.fsencode(key)!r}: the name is not UTF-8; rename it" for key in wrong[:10]
