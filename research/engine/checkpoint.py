@@ -13,6 +13,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,8 @@ class Checkpoints:
             item_names=("state", "meta"),
         )
         self._saved: int | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._write: Future[None] | None = None
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any], *, best: int | None) -> None:
         """Starts to save a state (NumPy or replicated arrays) and returns; the state may be donated at once.
@@ -81,22 +84,39 @@ class Checkpoints:
         """
         if step == self._saved:
             return
+        self._finish_write()
         host = jax.tree.map(np.asarray, _tree(state))
+        self._write = self._thread.submit(self._save, step, host, meta, best)
+        self._saved = step
+
+    def _save(
+        self, step: int, host: dict[str, Any], meta: dict[str, Any], best: int | None
+    ) -> None:
+        """Runs in a thread: what Orbax does before it goes on in its own background takes as long as a step."""
         self._policy.best = best
         whole = {**meta, "digests": _digests(host)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(host),
             meta=ocp.args.JsonSave(whole | {"sha256": _json_digest(whole)}),
         )
-        self._guard(lambda: self._manager.save(step, args=items, force=True))
-        self._saved = step
+        self._manager.save(step, args=items, force=True)
+
+    def _finish_write(self) -> None:
+        if self._write is not None:
+            write, self._write = self._write, None
+            self._guard(write.result)
 
     def wait(self) -> None:
         """Returns when the last save is on disk."""
+        self._finish_write()
         self._guard(self._manager.wait_until_finished)
 
     def close(self) -> None:
-        self._guard(self._manager.close)
+        try:
+            self._finish_write()
+        finally:
+            self._thread.shutdown()
+            self._guard(self._manager.close)
 
     def restore(
         self, like: TrainState, *, step: int | None = None, report: Callable[[str], None] = print
