@@ -68,9 +68,10 @@ def main(argv: Sequence[str]) -> int:
     from research.errors import Failure, UserError
 
     try:
-        mode = importlib.import_module(f"research.modes.{flags.mode}")
-        config, mistakes = research.modes.find_config(flags, overrides)
-        code = mode.run(config, mistakes, flags)
+        with research.modes.signals(flags.mode) as flags.stop:
+            mode = importlib.import_module(f"research.modes.{flags.mode}")
+            config, mistakes = research.modes.find_config(flags, overrides)
+            code = mode.run(config, mistakes, flags)
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -386,15 +386,17 @@ def _first(schema: dict[str, Any], section: str) -> str:
 
 
 def _nearest_key(key: str, schema: dict[str, Any]) -> str:
-    """The nearest key of the same section, else the nearest anywhere, else one with the same last part."""
-    section = key.rsplit(".", 1)[0] + "." if "." in key else ""
-    siblings = [k for k in schema if k.startswith(section)]
-    last = key.rsplit(".", 1)[-1]
-    return (
-        nearest(key, siblings if section else [])
-        or nearest(key, schema)
-        or nearest(key, [k for k in schema if k.rsplit(".", 1)[-1] == last])
-    )
+    """The nearest key of the same section, else what the section has; the nearest anywhere if there is no section."""
+    section, _, last = key.rpartition(".")
+    siblings = [
+        k.removeprefix(section + ".") for k in schema if section and k.startswith(section + ".")
+    ]
+    if siblings:
+        found = nearest(last, siblings)
+        return (
+            found.replace("'", f"'{section}.", 1) if found else f"; there are {', '.join(siblings)}"
+        )
+    return nearest(key, schema) or nearest(key, [k for k in schema if k.endswith("." + last)])
 
 
 def _parse(text: str, default: Any) -> Any:

@@ -309,3 +309,18 @@ def test_resume_needs_a_longer_run(launch, small, straight, tmp_path, capsys):
     assert launch(*small, f"--config.resume={straight}", f"--workdir={tmp_path}") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "is at 30 already" in error
+
+
+def test_a_signal_before_the_first_step_is_not_lost(launch, small, tmp_path, monkeypatch):
+    from research import modes
+
+    find = modes.find_config
+
+    def finding(*given):
+        signal.raise_signal(signal.SIGINT)
+        return find(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modes, "find_config", finding)
+        assert launch(*small, f"--workdir={tmp_path}") == 75
+    assert newest(tmp_path).name == "1"

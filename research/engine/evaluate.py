@@ -37,6 +37,8 @@ def predictions(
     parallel: Parallel,
 ) -> dict[str, np.ndarray]:
     """Returns {name: [size, ...]} of what `predict`, mapped by `parallel`, says of `size` examples."""
+    # A split smaller than a batch is padded no further than the devices need.
+    batch_size = min(batch_size, -(-size // parallel.device_count) * parallel.device_count)
     rows = parallel.rows(batch_size)
     parts = []
     with prefetch(

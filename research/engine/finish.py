@@ -78,6 +78,7 @@ def finish(
     if config.eval.final == "best" and trained.best and trained.best["step"] != step:
         restored = restore_final(config, workdir, task, last, report=writer.say)
         state, step = parallel.put_state(restored.state), restored.step
+        writer.say(f"the final figures are of step {step:,}, the best by {config.checkpoint.best}")
     figures, sections = final_figures(config, task, parallel, state)
     tested = {
         name.removeprefix("test/"): v for name, v in figures.items() if name.startswith("test/")
@@ -94,7 +95,7 @@ def finish(
             if trained.best
             else {}
         ),
-        **trained.clock.summary(trained.step * config.train.batch_size),
+        **trained.clock.summary(config.train.batch_size),
         "peak_memory_bytes": peak_memory_bytes(),
         "params_total": total,
         "params_trainable": total,

@@ -170,11 +170,13 @@ def _train(
                 stopping = bool(stop)  # read once: a signal may come at any moment
                 if keep or stopping:
                     clock.put("seconds_data_wait", batches.waited)
+                    clock.put("steps_timed", step - first)
                     with clock.measure("seconds_checkpoint"):
                         save(step)
                 if stopping and not last:
                     break
             clock.put("seconds_data_wait", batches.waited)
+            clock.put("steps_timed", step - first)
     except diagnose.NonFinite as error:
         checkpoints.wait()
         _explain(

@@ -81,9 +81,10 @@ class Clock:
             name: self._saved.get(name, 0.0) + mine.get(name, 0.0) for name in self._saved | mine
         }
 
-    def summary(self, examples: int) -> dict[str, float]:
-        """Returns the seconds, and the pace of the whole run, `examples` being all that it trained on."""
+    def summary(self, batch_size: int) -> dict[str, float]:
+        """Returns the seconds, and the pace of the whole run."""
         seconds = self.to_json()
+        examples = seconds.pop("steps_timed", 0) * batch_size
         training = max(seconds["seconds_training"], 1e-9)
         return seconds | {
             "examples_per_second": examples / training,

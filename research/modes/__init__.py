@@ -1,11 +1,19 @@
 """What launch.py can do, one file each: `run(config, mistakes, flags) -> exit code`. Here is what they share."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 # The flags that only one mode reads.
 READ_BY = {"inputs": "predict", "output": "reproduce", "compile": "check"}
+
+
+def signals(mode: str) -> contextlib.AbstractContextManager:
+    """Catches SIGTERM and SIGINT from the first moment on, in the modes that save before they stop."""
+    from research.engine.preemption import StopRequest
+
+    return StopRequest() if mode in ("train", "reproduce") else contextlib.nullcontext()
 
 
 def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, list[str]]:

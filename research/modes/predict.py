@@ -14,7 +14,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     from research.engine.state import evaluated_params
     from research.engine.text import print_table
 
-    inputs = task.read_inputs([name for name in flags.inputs.split(",") if name])
+    inputs = task.read_inputs([name.strip() for name in flags.inputs.split(",") if name.strip()])
     state = layout.put_state(restored.state)
     outputs = predictions(
         layout.map(task.predict),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from research import modes
-from research.engine import environment, files, preemption
+from research.engine import environment, files
 from research.errors import Failure, UserError
 from research.modes.train import train
 
@@ -24,8 +24,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     if changed := environment.differences(first, environment.environment()):
         print("not the same surroundings, so the bits may differ:", *changed, sep="\n  ")
     print(f"running {path} again in {other}")
-    with preemption.StopRequest() as stop:
-        code = train(config, other, stop, first.get("steps_per_minute"))
+    code = train(config, other, flags.stop, first.get("steps_per_minute"))
     if code:
         return code
     difference = first_difference(path, other)

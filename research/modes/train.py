@@ -15,8 +15,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         print(f"{path}: is done; its result:")
         show(path)
         return 0
-    with preemption.StopRequest() as stop:
-        return train(config, path, stop)
+    return train(config, path, flags.stop)
 
 
 def train(

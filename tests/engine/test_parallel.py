@@ -1,8 +1,8 @@
 """One device, a mesh of four, pmap over four and accumulation: one and the same training.
 
 Bounds: all layouts add the same float32 terms in another order, which moves a gradient by some 1e-7 of its size. SGD
-with learning rate 0.1 carries that linearly: after 10 steps the parameters (of size 1) were seen up to 2.4e-7 apart, and
-ten times that is allowed. Adam would divide by gradients near 0 and amplify it.
+with learning rate 0.1 carries that linearly: after 10 steps the parameters (of size 1) were seen up to 2.4e-7 apart,
+and ten times that is allowed. Adam would divide by gradients near 0 and amplify it.
 """
 
 import jax
