@@ -74,8 +74,13 @@ def newest(workdir: Path) -> Path:
 
 
 def truncate(checkpoint: Path) -> None:
-    file = max(checkpoint.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for file in data_files(checkpoint):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def data_files(checkpoint: Path) -> list[Path]:
+    """All that hold arrays; Orbax leaves some behind that it doesn't read."""
+    return [path for path in sorted(checkpoint.rglob("d/*")) if path.is_file()]
 
 
 def delete_file(checkpoint: Path) -> None:
@@ -83,10 +88,10 @@ def delete_file(checkpoint: Path) -> None:
 
 
 def flip_a_bit(checkpoint: Path) -> None:
-    file = max(checkpoint.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
-    content = bytearray(file.read_bytes())
-    content[len(content) * 2 // 3] ^= 1
-    file.write_bytes(bytes(content))
+    for file in data_files(checkpoint):
+        content = bytearray(file.read_bytes())
+        content[len(content) * 2 // 3] ^= 1
+        file.write_bytes(bytes(content))
 
 
 def empty(checkpoint: Path) -> None:
