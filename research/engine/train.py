@@ -145,7 +145,7 @@ def _train(
                 step = n + 1
                 writer.tick(step)
                 if n == first:
-                    clock.add("seconds_to_first_step", time.perf_counter() - began)
+                    clock.put("seconds_to_first_step", time.perf_counter() - began)
                 last = step == plan.total
                 log = _due(step, plan.log_every) or last
                 evaluate = _due(step, plan.eval_every) or (last and plan.eval_every)

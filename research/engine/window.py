@@ -54,9 +54,6 @@ class Clock:
         if apart:
             self._apart += seconds
 
-    def add(self, name: str, seconds: float) -> None:
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-
     def put(self, name: str, seconds: float) -> None:
         """Says what this process has spent on `name` so far."""
         self._seconds[name] = seconds
