@@ -29,6 +29,38 @@ def defaults() -> ConfigDict:
     config.seed = 0  # every random number of the run is derived from it
     config.resume = ""  # another run's workdir whose newest checkpoint this run starts from
 
+    config.pretrained = ConfigDict(
+        {
+            "source": "",  # orbax:RUN, safetensors:FILE, torch:FILE, keras:FILE, hf:DIR or package:NAME; '' is scratch
+            "checkpoint": "final",  # of a run: best, last, or final: the one that its eval.final names
+            "params": "evaluated",  # of a run: evaluated (the EMA, if it has one) or trained
+            "naming": "",  # whose names the arrays have, such as timm; '' recognises them
+            "rules": (),  # ((pattern, "skip"), (pattern, "rename", new), ...); docs/grafting.md lists them
+        }
+    )
+    config.lora = ConfigDict(
+        {
+            "rank": 0,  # of the adapters; 0 is none
+            "alpha": 16.0,  # adapters are scaled by alpha / rank, or alpha / sqrt(rank) as rsLoRA
+            "rslora": False,
+            "dora": False,  # magnitude and direction apart (Liu et al. 2024)
+            "dropout": 0.0,  # of what enters an adapter
+            "layers": (
+                r".*",
+            ),  # patterns of the paths of the Dense, Conv and Embed layers that get one
+            "train": (
+                r"^head/",
+            ),  # patterns of parameters that are trained as they are, beside the adapters
+        }
+    )
+    config.distill = ConfigDict(
+        {
+            "teacher": "",  # the workdir of a run whose predictions are learned from; '' is none
+            "temperature": 2.0,  # by which both sides' logits are divided
+            "weight": 0.5,  # of the teacher's part of the loss; the labels have the rest
+        }
+    )
+
     config.task = ConfigDict(
         {"name": "classification"}
     )  # a module of research/tasks, and its options
@@ -78,6 +110,12 @@ def defaults() -> ConfigDict:
     train.batch_size = 128  # examples a step, over all devices
     train.micro_batches = 1  # parts a batch is cut into, whose gradients are added
     train.precision = "float32"  # of the computation: float32 or bfloat16; parameters stay float32
+    train.frozen_batch_norm = (
+        "running"  # what a frozen batch norm divides by: its running statistics or the batch's
+    )
+    train.feature_cache = (
+        4.0  # GB that features of a frozen trunk may take on disk; 0 computes them at each step
+    )
     train.ema = 0.0  # decay of the moving average of parameters, which is then evaluated; 0 is off
 
     config.optimizer = optimizer = ConfigDict(
@@ -90,6 +128,12 @@ def defaults() -> ConfigDict:
         r"(^|/)scale$",
     )  # parameter paths that are not decayed
     optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0 is off
+    # ((pattern, dict(lr=1.0, layerwise=1.0, unfreeze_at="steps=0") or None: frozen), ...): the first match decides;
+    # () trains everything. See research/groups.py.
+    optimizer.groups = ()
+    optimizer.regroup = (
+        False  # go on from a checkpoint that was made with other groups; their state starts anew
+    )
     optimizer.schedule = ConfigDict({"name": "constant", "warmup": "steps=0"})
 
     config.eval = ConfigDict()
@@ -127,6 +171,7 @@ FREE = (
     "data.prefetch",
     "data.loader",
     "data.workers",
+    "optimizer.regroup",
 )
 
 
@@ -180,6 +225,15 @@ RANGES: dict[str, Range] = {
     "optimizer.learning_rate": at_least(0),
     "optimizer.weight_decay": at_least(0),
     "optimizer.clip_norm": at_least(0),
+    "pretrained.checkpoint": one_of("final", "best", "last"),
+    "pretrained.params": one_of("evaluated", "trained"),
+    "lora.rank": at_least(0),
+    "lora.alpha": Range(lambda value: value > 0, "more than 0"),
+    "lora.dropout": _fraction,
+    "distill.temperature": Range(lambda value: value > 0, "more than 0"),
+    "distill.weight": Range(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "train.frozen_batch_norm": one_of("running", "batch"),
+    "train.feature_cache": at_least(0),
     "eval.batch_size": at_least(1),
     "eval.bootstrap": at_least(0),
     "eval.final": one_of("last", "best"),
@@ -351,8 +405,7 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
         errors.append(f"config.{key}: unknown key{_nearest_key(key, schema)}")
         return
     default = schema[key]
-    if isinstance(value, list):
-        value = tuple(value)
+    value = _frozen(value)
     kinds = {type(element) for element in default} if isinstance(default, tuple) else set()
     kind = kinds.pop() if len(kinds) == 1 else None  # of every element
     if isinstance(default, float):
@@ -375,6 +428,13 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
         )
     else:
         resolved[key] = value
+
+
+def _frozen(value: Any) -> Any:
+    """Lists become tuples, and a dict inside of one a tuple of (key, value): what a frozen config can hold."""
+    if isinstance(value, dict):
+        return tuple((key, _frozen(value[key])) for key in value)
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _as_float(value: Any) -> Any:

@@ -24,6 +24,7 @@ class LossOutput(NamedTuple):
     sums: dict[
         str, Array
     ]  # [] weighted sums over the batch; divided by the total weight once, when reported
+    outputs: dict[str, Array] = {}  # [B, ...] what a wrapper may build a further loss on: 'logits'
 
 
 class Section(NamedTuple):
@@ -45,12 +46,11 @@ class Data(NamedTuple):
     sizes: dict[
         str, int
     ]  # examples in 'train', 'validation', 'test'; a split that is not there is absent
-    train_batch: Callable[
-        [int, slice], Batch
-    ]  # (n, rows) -> those rows of the global batch number n
-    eval_batch: Callable[
-        [str, int, slice], Batch
-    ]  # (split, n, rows), in order, padded and masked at the end
+    # (n, rows) -> those rows of the global batch number n
+    train_batch: Callable[..., Batch]
+    # (split, n, rows), in order, padded and masked at the end. Both take `inputs=False`, which leaves out what the
+    # model reads: for a caller who has features of these examples already.
+    eval_batch: Callable[..., Batch]
     fingerprints: dict[str, str]  # sha256 of 'data' and of each split
     report: dict[str, Any]  # what data_report.json holds
 
@@ -76,6 +76,11 @@ class Task(NamedTuple):
     intermediates: Callable[
         [Params, Params, Batch, dict[str, Array]], dict[str, Array]
     ]  # in order of computation
+    # What `loss` and `predict` also take as batch["given"], {name: [B, ...]}, in place of computing it; as `predict`.
+    features: Callable[[Params, Params, Batch], dict[str, Array]]
+    layers: tuple[str, ...]  # patterns of parameter paths, from the input to the output
+    # What a file of weights needs beside them: 'inputs' {name: shape of an example}, 'classes', 'mean' and 'std'.
+    about: dict[str, Any]
     measure: Callable[
         [dict[str, Array], bool], dict[str, float]
     ]  # predictions of a split, final? -> figures
@@ -86,3 +91,5 @@ class Task(NamedTuple):
     decode: Callable[
         [dict[str, Array]], list[dict[str, Any]]
     ]  # predictions -> a JSON row for each example
+    # Parts of model_state that never change and are in no checkpoint, which names them by hash: host arrays, read late.
+    constants: Callable[[], Params] = dict

@@ -68,10 +68,17 @@ def make_batches(
     normalise = _normaliser(store)
 
     # Neither function may hold the store: Grain sends them to its workers, pictures and all.
-    def train_batch(n: int, rows: slice) -> Batch:
+    def train_batch(n: int, rows: slice, inputs: bool = True) -> Batch:
         indices, epochs = order(seed, n, batch_size, len(train))
         ids = train[indices]
         wanted = np.arange(batch_size)[rows]
+        batch = {
+            "label": labels[ids[wanted]],
+            "id": ids[wanted].astype(np.int32),
+            "mask": np.ones(len(wanted), np.float32),
+        }
+        if not inputs:
+            return batch
         mix = draw_mix(seed, n, batch_size, height, width, **mixes) if any(mixes.values()) else None
         needed = np.union1d(wanted, mix.partners[wanted]) if mix else wanted
         images = normalise(
@@ -79,12 +86,7 @@ def make_batches(
                 read(ids[needed]), options, seed=seed, epochs=epochs[needed], examples=ids[needed]
             )
         )
-        batch = {
-            "image": images,
-            "label": labels[ids[wanted]],
-            "id": ids[wanted].astype(np.int32),
-            "mask": np.ones(len(wanted), np.float32),
-        }
+        batch["image"] = images
         if mix:
             partners = mix.partners[wanted]
             own, others = (images[np.searchsorted(needed, who)] for who in (wanted, partners))
@@ -95,9 +97,10 @@ def make_batches(
 
     splits = store.splits
 
-    def eval_batch(split: str, n: int, rows: slice) -> Batch:
+    def eval_batch(split: str, n: int, rows: slice, inputs: bool = True) -> Batch:
         ids = _rows(splits[split], n, eval_batch_size, rows)
-        return _masked(normalise(read(ids)), labels[ids], ids, len(range(eval_batch_size)[rows]))
+        images = normalise(read(ids)) if inputs else None
+        return _masked(images, labels[ids], ids, len(range(eval_batch_size)[rows]))
 
     return train_batch, eval_batch
 
@@ -183,7 +186,7 @@ def _rows(numbers: np.ndarray, n: int, batch_size: int, rows: slice) -> np.ndarr
     return numbers[places[places < len(numbers)]]
 
 
-def _masked(images: np.ndarray, labels: np.ndarray, ids: np.ndarray, size: int) -> Batch:
+def _masked(images: np.ndarray | None, labels: np.ndarray, ids: np.ndarray, size: int) -> Batch:
     """Fills up to `size` rows."""
     lacking = size - len(ids)
 
@@ -193,7 +196,7 @@ def _masked(images: np.ndarray, labels: np.ndarray, ids: np.ndarray, size: int) 
         return np.concatenate([values, np.full((lacking, *values.shape[1:]), value, values.dtype)])
 
     return {
-        "image": fill(images),
+        **({} if images is None else {"image": fill(images)}),
         "label": fill(labels),
         "id": fill(ids.astype(np.int32), -1),
         "mask": fill(np.ones(len(ids), np.float32)),

@@ -31,7 +31,16 @@ __all__ = [
     "write_parameter_table",
 ]
 
-OWN_KEYS = ("name", "learning_rate", "weight_decay", "decay_exclude", "clip_norm", "schedule")
+OWN_KEYS = (
+    "name",
+    "learning_rate",
+    "weight_decay",
+    "decay_exclude",
+    "clip_norm",
+    "groups",
+    "regroup",
+    "schedule",
+)
 # optax spells these two in more than one way.
 DECAY_ARGUMENTS = ("weight_decay", "weight_decay_rate")
 MASK_ARGUMENTS = ("mask", "weight_decay_mask")

@@ -10,8 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.models.layers import Conv, Dense, Dropout, batch_norm
+from research.models.layers import Conv, Dense, Dropout, batch_norm, named
 from research.ops.pool import global_avg_pool, max_pool
+
+# Parameter paths from the picture to the classes; numbers count within a pattern.
+LAYERS = (r"stage(\d+)_", r"dense(\d+)/", r"head/")
 
 
 class Model(nn.Module):
@@ -56,11 +59,11 @@ class Model(nn.Module):
                 if batch:
                     x = norm(name=f"stage{stage}_norm{i}")(x)
                 x = nn.relu(x)
-            self.sow("intermediates", f"stage{stage}", x)
+            x = named(self, f"stage{stage}", x)
             if stage in self.pool:
                 x = max_pool(x)
         x = x.reshape(x.shape[0], -1) if self.head == "flatten" else global_avg_pool(x)
-        self.sow("intermediates", "pooled", x)
+        x = named(self, "pooled", x)
         for i, width in enumerate(self.dense, 1):
             x = Dropout(self.dropout, name=f"dropout{i}")(x, keys)
             x = nn.relu(Dense(width, dtype=self.dtype, name=f"dense{i}")(x))

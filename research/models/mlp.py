@@ -6,7 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.models.layers import Dense, Dropout
+from research.models.layers import Dense, Dropout, named
+
+# Parameter paths from the picture to the classes; numbers count within a pattern.
+LAYERS = (r"dense(\d+)/", r"head/")
 
 
 class Model(nn.Module):
@@ -25,9 +28,9 @@ class Model(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.widths, 1):
             x = nn.relu(Dense(width, dtype=self.dtype, name=f"dense{i}")(x))
-            self.sow("intermediates", f"layer{i}", x)
+            x = named(self, f"layer{i}", x)
             x = Dropout(self.dropout, name=f"dropout{i}")(x, keys)
-        self.sow("intermediates", "pooled", x)
+        x = named(self, "pooled", x)
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
         self.sow("intermediates", "logits", logits)
         return logits

@@ -18,9 +18,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.models.layers import Conv, Dense, Dropout, batch_norm
+from research.models.layers import Conv, Dense, Dropout, batch_norm, named
 from research.ops.pool import global_avg_pool, max_pool
 
+# Parameter paths from the picture to the classes; numbers count within a pattern.
+LAYERS = (r"conv1/|bn1/", r"layer(\d+)_(\d+)/", r"head/")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, as torchvision
 
@@ -99,16 +101,16 @@ class Model(nn.Module):
         else:
             x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, padding=3, name="conv1")(x)))
             x = max_pool(x, 3, stride=2, padding=1)
-        self.sow("intermediates", "stem", x)
+        x = named(self, "stem", x)
         block = Bottleneck if self.depth >= 50 else Basic
         for stage, count in enumerate(BLOCKS[self.depth], 1):
             for i in range(count):
                 stride = 2 if stage > 1 and i == 0 else 1
                 features = self.width * 2 ** (stage - 1)
                 x = block(features, stride, conv, norm, name=f"layer{stage}_{i}")(x)
-            self.sow("intermediates", f"layer{stage}", x)
+            x = named(self, f"layer{stage}", x)
         x = global_avg_pool(x)
-        self.sow("intermediates", "pooled", x)
+        x = named(self, "pooled", x)
         x = Dropout(self.dropout, name="dropout")(x, keys if train else None)
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
         self.sow("intermediates", "logits", logits)

@@ -14,9 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.models.layers import Conv, Dense, Dropout, DropPath
+from research.models.layers import Conv, Dense, Dropout, DropPath, named
 from research.ops.attention import attention
 
+# Parameter paths from the picture to the classes; numbers count within a pattern.
+LAYERS = (r"patch_embed/|cls_token|pos_embed", r"block_(\d+)/", r"norm/|head/")
 # Normal with deviation 0.02, cut at 2 deviations; Flax's corrects for the cut, hence a little less.
 init = nn.initializers.truncated_normal(0.02)
 
@@ -90,17 +92,17 @@ class Model(nn.Module):
             x = jnp.concatenate([token, x], 1)
         position = self.param("pos_embed", init, (1, *x.shape[1:]), jnp.float32)
         x = Dropout(self.dropout, name="dropout")(x + position.astype(self.dtype), keys)
-        self.sow("intermediates", "embedded", x)
+        x = named(self, "embedded", x)
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             block = Block(
                 self.heads, self.mlp_ratio, self.dropout, rate, self.dtype, name=f"block_{i}"
             )
             x = block(x, keys)
-            self.sow("intermediates", f"block{i}", x)
+            x = named(self, f"block{i}", x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1, dtype=jnp.float32)
-        self.sow("intermediates", "pooled", x)
+        x = named(self, "pooled", x)
         logits = Dense(self.num_classes, init, self.dtype, name="head")(x).astype(jnp.float32)
         self.sow("intermediates", "logits", logits)
         return logits

@@ -45,7 +45,8 @@ def build(
         eval_batch_size=config.eval.batch_size,
     )
     options = {key: value for key, value in config.model.items() if key != "name"}
-    model = find_module("models", config.model.name).Model(
+    module = find_module("models", config.model.name)
+    model = module.Model(
         num_classes=len(data.class_names),
         dtype=jnp.dtype(config.train.precision),
         axis_name=axis_name,
@@ -69,7 +70,11 @@ def build(
         return jax.vmap(jax.random.fold_in, (None, 0))(rngs["dropout"], batch["id"])
 
     def apply(params: Params, model_state: Params, batch: Batch, keys, **how) -> Any:
-        return model.apply({"params": params, **model_state}, batch["image"], keys=keys, **how)
+        variables = {"params": params, **model_state, "given": batch.get("given", {})}
+        images = batch.get("image")  # left out where features are given
+        if images is None:
+            images = jnp.zeros((len(batch["label"]), *shape))
+        return model.apply(variables, images, keys=keys, **how)
 
     def loss(
         params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
@@ -88,7 +93,11 @@ def build(
             other = softmax_cross_entropy(logits, batch["label_b"], label_smoothing)
             losses = batch["mix"] * losses + (1 - batch["mix"]) * other
         return LossOutput(
-            losses, batch["mask"], dict(changed), {"accuracy": jnp.sum(hits * batch["mask"])}
+            losses,
+            batch["mask"],
+            dict(changed),
+            {"accuracy": jnp.sum(hits * batch["mask"])},
+            {"logits": logits},
         )
 
     def predict(params: Params, model_state: Params, batch: Batch) -> dict[str, jax.Array]:
@@ -109,6 +118,13 @@ def build(
             mutable=["intermediates", *model_state],
         )
         return dict(_in_order(variables["intermediates"]))
+
+    def features(params: Params, model_state: Params, batch: Batch) -> dict[str, jax.Array]:
+        _, variables = apply(
+            params, model_state, batch, None, train=False, mutable=["intermediates"]
+        )
+        own = variables["intermediates"].items()
+        return {name: x[0] for name, x in own if isinstance(x, tuple) and name != "logits"}
 
     def measure(outputs: dict[str, np.ndarray], final: bool) -> dict[str, float]:
         given = outputs["logits"], outputs["label"], outputs["loss"], top_k
@@ -171,6 +187,14 @@ def build(
         loss=loss,
         predict=predict,
         intermediates=intermediates,
+        features=features,
+        layers=module.LAYERS,
+        about={
+            "inputs": {"image": list(shape)},
+            "classes": list(data.class_names),
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
+        },
         measure=measure,
         describe=describe,
         read_inputs=read_inputs,

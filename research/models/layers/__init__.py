@@ -59,6 +59,34 @@ class Dense(nn.Module):
         )
 
 
+class BatchNorm(nn.BatchNorm):
+    """Flax's, with the choice of statistics made when it is built, so that an interceptor may still overrule it."""
+
+    train: bool = False
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        running = not self.train if use_running_average is None else use_running_average
+        return super().__call__(x, running, mask=mask)
+
+
+def named(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+    """Names an intermediate of a model, and returns what the model goes on with: x, or what the caller gives for it.
+
+    A value in the collection 'given' stands in for x, and what x was computed from is then dead code. So the upper part
+    of a model runs on features that were computed before: `apply({"params": ..., "given": {"pooled": features}}, x)`.
+    """
+    if module.has_variable("given", name):
+        x = module.get_variable("given", name)
+    module.sow("intermediates", name, x)
+    return x
+
+
 def batch_norm(*, train: bool, dtype: Any, axis_name: str | None) -> Callable[..., nn.Module]:
     """Returns the constructor of batch norms whose float32 statistics are over the whole batch on every layout.
 
@@ -66,8 +94,8 @@ def batch_norm(*, train: bool, dtype: Any, axis_name: str | None) -> Callable[..
     statistics (decay 0.9, as torchvision's momentum 0.1) live in the collection 'batch_stats'.
     """
     return partial(
-        nn.BatchNorm,
-        use_running_average=not train,
+        BatchNorm,
+        train=train,
         momentum=0.9,
         epsilon=1e-5,
         dtype=dtype,
