@@ -66,14 +66,17 @@ def resume_problems(config: Any, flags: Any) -> list[str]:
     return [f"config.resume={config.resume}: holds no checkpoints; name the workdir of a run"]
 
 
-def build(config: Any) -> tuple[Any, Any]:
+def build(config: Any, *, begun: bool = False) -> tuple[Any, Any]:
     """Returns the layout and the task of a config.
+
+    Args:
+      begun: the run goes on from a checkpoint, so pretrained values are not looked at.
 
     Raises:
       UserErrors: what can be known only with the data at hand and the devices counted.
     """
     from research.config import find_module
-    from research.engine import parallel, program
+    from research.engine import parallel, pretrained, program
     from research.errors import UserError, UserErrors
 
     parallel.configure(cpu_devices=config.parallel.cpu_devices)
@@ -99,15 +102,23 @@ def build(config: Any) -> tuple[Any, Any]:
         lines.append(str(error))
     if task is not None:
         lines += program.problems(config, task, layout)
+        if not lines and not begun:
+            lines += pretrained.problems(config, task)
     if lines:
         raise UserErrors(lines)
     return layout, task
 
 
 def restore(config: Any, workdir: Path) -> tuple[Any, Any, Any]:
-    """Returns the layout, the task and the checkpoint that a trained model is used from."""
+    """Returns the layout, the task and the checkpoint that a trained model is used from.
+
+    What was needed to train it alone is not asked for: a teacher, or a file whose values are in the checkpoint.
+    """
+    from research.config import resolve
+
+    unused = [("distill.teacher", "")] + ([] if config.lora.rank else [("pretrained.source", "")])
+    config, _ = resolve(config, unused)
     layout, task = build(config)
     from research.engine.finish import restore_final
-    from research.engine.program import state_shapes
 
-    return layout, task, restore_final(config, workdir, task, state_shapes(config, task, layout))
+    return layout, task, restore_final(config, workdir, task, layout)

@@ -72,7 +72,7 @@ class BatchNorm(nn.BatchNorm):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         running = not self.train if use_running_average is None else use_running_average
-        return super().__call__(x, running, mask=mask)
+        return super().__call__(x, use_running_average=running, mask=mask)
 
 
 def named(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
