@@ -10,7 +10,8 @@ from PIL import Image
 
 from research.config import defaults, resolve
 from research.data import store
-from research.data.builders.emoji import CLASSES, group_of
+from research.data.builders.emoji import CLASSES
+from research.data.emoji_groups import group_of
 from research.errors import UserError
 
 FACES = [f"1F60{i}" for i in range(6)]
