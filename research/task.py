@@ -44,7 +44,7 @@ class Data(NamedTuple):
 
     sizes: dict[
         str, int
-    ]  # examples in 'train', 'validation', 'test', 'test_NAME'; a split that is not there is absent
+    ]  # examples in 'train', 'validation', 'test'; a split that is not there is absent
     train_batch: Callable[
         [int, slice], Batch
     ]  # (n, rows) -> those rows of the global batch number n
