@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from research.data.source import in_order, is_test
 from research.engine import pretrained
 from research.engine.checkpoint import Checkpoints, Restored, demand_same_data
 from research.engine.evaluate import predict_split
@@ -55,21 +56,20 @@ def restore_final(
 def final_figures(
     config: Any, task: Task, parallel: Parallel, state: TrainState
 ) -> tuple[dict[str, float], list[Section]]:
-    """Measures a trained state, which is on devices, on the validation and the test split.
+    """Measures a trained state, which is on devices, on the tests and the validation split.
 
     Returns:
-      Figures as 'test/accuracy', and what the task has to say of its predictions.
+      Figures as 'test/accuracy', and what the task has to say of its predictions on every test, or else on validation.
     """
     figures: dict[str, float] = {}
     sections: list[Section] = []
     predict = parallel.map(task.predict)
-    for split in ("test", "validation"):
-        if split in task.data.sizes:
-            outputs = predict_split(config, task, parallel, predict, state, split)
-            figures |= {
-                f"{split}/{name}": value for name, value in task.measure(outputs, True).items()
-            }
-            sections = sections or task.describe(outputs, split)
+    tests = [split for split in in_order(task.data.sizes) if is_test(split)]
+    for split in [*tests, "validation"] if "validation" in task.data.sizes else tests:
+        outputs = predict_split(config, task, parallel, predict, state, split)
+        figures |= {f"{split}/{name}": value for name, value in task.measure(outputs, True).items()}
+        if is_test(split) or not tests:
+            sections += task.describe(outputs, split)
     return figures, sections
 
 
@@ -86,11 +86,10 @@ def finish(
         state, step = parallel.put_state(restored.state), restored.step
         writer.say(f"the final figures are of step {step:,}, the best by {config.checkpoint.best}")
     figures, sections = final_figures(config, task, parallel, state)
-    tested = {
-        name.removeprefix("test/"): v for name, v in figures.items() if name.startswith("test/")
-    }
-    if tested:
-        writer.log(trained.step, "test", tested)
+    for split in filter(is_test, in_order(task.data.sizes)):
+        head = f"{split}/"
+        tested = {k.removeprefix(head): v for k, v in figures.items() if k.startswith(head)}
+        writer.log(trained.step, split, tested)
     rows = parameter_table(config, task, parallel, durations(config, task, 1000.0))
     summary = {
         **figures,
