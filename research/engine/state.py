@@ -1,5 +1,6 @@
 """What a train step takes and gives back: arrays only."""
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -36,6 +37,11 @@ def create(task: Task, tx: optax.GradientTransformation, *, seed: int, ema: floa
 def evaluated_params(state: TrainState) -> Params:
     """The parameters that evaluation, prediction and export use."""
     return state.params if state.ema is None else state.ema
+
+
+def with_constants(state: TrainState, task: Task) -> TrainState:
+    """Puts in the parts of model_state that the task holds and no step changes."""
+    return dataclasses.replace(state, model_state={**state.model_state, **task.constants()})
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
 from research.engine.preemption import EXIT_CODE, StopRequest
 from research.engine.program import Plan, best_name, durations, in_minutes, make_plan, make_program
-from research.engine.state import TrainState
+from research.engine.state import TrainState, with_constants
 from research.engine.window import Clock, Window
 from research.engine.writer import Writer
 from research.errors import UserError
@@ -84,7 +84,8 @@ def _train(
     first = restored.step if restored else 0
     meta = restored.meta if restored else {}
     best: dict[str, Any] | None = meta.get("best")
-    state = parallel.put_state(restored.state if restored else program.create())
+    begin = with_constants(restored.state if restored else program.create(), task)
+    state = parallel.put_state(begin)
     writer.start_run(
         first,
         task.data.fingerprints,
@@ -266,7 +267,8 @@ def _explain(
     writer.say(
         f"step {error.step + 1:,}: not finite; going from step {first:,} to it again to find the cause"
     )
-    state = parallel.put_state(restored.state if restored else program.create())
+    begin = with_constants(restored.state if restored else program.create(), task)
+    state = parallel.put_state(begin)
     for n in range(first, error.step):
         state, _ = compiled(state, load(n))
     host = parallel.take_state(state)

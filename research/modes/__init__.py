@@ -43,11 +43,11 @@ def demand(config: Any, mistakes: list[str], flags: Any) -> Path:
     """Returns the workdir.
 
     Raises:
-      UserErrors: the config has mistakes, --workdir is missing, or config.resume names no run.
+      UserErrors: the config has mistakes, --workdir is missing, or another run that it names will not do.
     """
     from research.errors import UserErrors
 
-    lines = [*mistakes, *resume_problems(config, flags)]
+    lines = [*mistakes, *resume_problems(config, flags), *teacher_problems(config, flags)]
     if not flags.workdir:
         lines.append("give --workdir=runs/NAME, the directory of the run")
     if lines:
@@ -66,13 +66,20 @@ def resume_problems(config: Any, flags: Any) -> list[str]:
     return [f"config.resume={config.resume}: holds no checkpoints; name the workdir of a run"]
 
 
+def teacher_problems(config: Any, flags: Any) -> list[str]:
+    """Says so if the run is to be its own teacher."""
+    path = config.distill.teacher
+    if not path or not flags.workdir or Path(path).resolve() != Path(flags.workdir).resolve():
+        return []
+    return [f"config.distill.teacher={path}: is --workdir itself; name another run"]
+
+
 def build(config: Any) -> tuple[Any, Any]:
     """Returns the layout and the task of a config.
 
     Raises:
       UserErrors: what can be known only with the data at hand and the devices counted.
     """
-    from research.config import find_module
     from research.engine import parallel, program
     from research.errors import UserError, UserErrors
 
@@ -92,7 +99,7 @@ def build(config: Any) -> tuple[Any, Any]:
         )
     task = None
     try:
-        task = find_module("tasks", config.task.name).build(config, axis_name=layout.axis_name)
+        task = _task(config, layout)
     except UserErrors as errors:
         lines += errors.lines
     except UserError as error:
@@ -102,6 +109,15 @@ def build(config: Any) -> tuple[Any, Any]:
     if lines:
         raise UserErrors(lines)
     return layout, task
+
+
+def _task(config: Any, layout: Any) -> Any:
+    """Returns the task of a config, with its teacher; a teacher may have had one too."""
+    from research.config import find_module
+    from research.engine.teacher import with_teacher
+
+    task = find_module("tasks", config.task.name).build(config, axis_name=layout.axis_name)
+    return with_teacher(config, layout, task, lambda other: _task(other, layout))
 
 
 def restore(config: Any, workdir: Path) -> tuple[Any, Any, Any]:
