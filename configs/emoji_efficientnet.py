@@ -23,7 +23,9 @@ WAYS = ("probe", "full", "gradual", "lora", "scratch")
 
 def get_config(way: str = "full"):
     if way not in WAYS:
-        raise UserError(f"--config=configs/emoji_efficientnet.py:{way}: there are {', '.join(WAYS)}")
+        raise UserError(
+            f"--config=configs/emoji_efficientnet.py:{way}: there are {', '.join(WAYS)}"
+        )
     config = defaults()
     config.data.name = "emoji"
     config.data.path = "data/emoji"

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from research.durations import UNITS, is_duration
-from research.errors import UserError, nearest
+from research.errors import UserError, UserErrors, nearest
 
 
 def defaults() -> ConfigDict:
@@ -371,6 +371,23 @@ def resolve(
         if key in resolved and not wrong and not allowed.holds(resolved[key]):
             errors.append(f"config.{key} is {resolved[key]!r}, but must be {allowed.words}")
     return FrozenConfigDict(_unflatten(resolved)), errors
+
+
+def as_trained(config: FrozenConfigDict) -> FrozenConfigDict:
+    """Returns the config of a trained model, complete, without what was needed to train it alone.
+
+    That is its teacher, and a file whose values are in the checkpoint by now.
+
+    Raises:
+      UserErrors: the config has mistakes.
+    """
+    unused = [("distill.teacher", "")]
+    if not config.to_dict().get("lora", {}).get("rank"):
+        unused.append(("pretrained.source", ""))
+    plain, mistakes = resolve(config, unused)
+    if mistakes:
+        raise UserErrors(mistakes)
+    return plain
 
 
 def first_line(error: BaseException) -> str:

@@ -39,8 +39,8 @@ def cached(
     task = program.task
     limit = config.train.feature_cache * 1e9
     trained, frozen = split(state.params, program.trainable)
-    if not limit or not jax.tree.leaves(frozen) or not task.data.repeats:
-        return task
+    if not limit or not jax.tree.leaves(frozen) or not task.data.repeats or task.constants_in:
+        return task  # a teacher, which is such a constant, has to see the inputs
     if config.train.frozen_batch_norm == "batch" and state.model_state.get("batch_stats"):
         return task
     batch = task.data.eval_batch("train", 0, slice(0, 2))

@@ -10,7 +10,12 @@ from research.errors import UserError, UserErrors
 
 
 def run(config: Any, mistakes: list[str], flags: Any) -> int:
-    layout, task = _build(config, [*mistakes, *modes.resume_problems(config, flags)])
+    found = [
+        *mistakes,
+        *modes.resume_problems(config, flags),
+        *modes.teacher_problems(config, flags),
+    ]
+    layout, task = _build(config, found)
 
     import jax
 
