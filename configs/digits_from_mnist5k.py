@@ -1,7 +1,8 @@
 """The trunk of a CNN trained on MNIST, frozen, and a new head for scikit-learn's digits.
 
 python launch.py --config=configs/mnist5k_cnn.py --workdir=runs/base
-python launch.py --config=configs/digits_from_mnist5k.py --config.pretrained.source=orbax:runs/base --workdir=runs/digits
+python launch.py --config=configs/digits_from_mnist5k.py --config.pretrained.source=orbax:runs/base \\
+    --workdir=runs/digits
 """
 
 from research.config import defaults

