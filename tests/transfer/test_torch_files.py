@@ -311,6 +311,31 @@ def test_what_is_written_is_read_again_and_stored_as_pytorch_stores_it(tmp_path)
         assert archive.read("archive/data/0") == arrays["block.0.weight"].tobytes()
 
 
+def test_equal_arrays_give_equal_files_whatever_their_strides(tmp_path):
+    column = np.arange(3, dtype=np.float32)[:, None]
+    for name, array in (
+        ("a", column.T),
+        ("b", column.T.copy()),
+    ):  # NumPy keeps odd strides where a length is 1
+        torch.write(tmp_path / name, {"w": array})
+    assert column.T.strides != column.T.copy().strides
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "f.pth"
+    torch.write(path, {"w": SIX})
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        torch.write(path, {"w": SIX + 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["f.pth"]
+    np.testing.assert_array_equal(torch.read(path)["w"], SIX)
+
+
 def test_what_pytorch_cannot_hold_is_not_written(tmp_path):
     for wrong in (np.zeros(2, np.uint32), np.zeros(2, complex), np.array(["a"]), np.array([None])):
         with pytest.raises(UserError, match="'w'"):
