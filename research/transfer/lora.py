@@ -109,7 +109,9 @@ def problems(lora: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     for pattern in lora.layers:
         if any(re.match(pattern, layer) for layer in adapted):
             continue
-        as_they_are = [x for x, p in layers.items() if re.match(pattern, x) and _matches(lora.train, p)]
+        as_they_are = [
+            x for x, p in layers.items() if re.match(pattern, x) and _matches(lora.train, p)
+        ]
         if as_they_are:
             lines.append(
                 f"config.lora.layers: {pattern!r} matches only what config.lora.train trains as it is "
@@ -117,7 +119,9 @@ def problems(lora: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
             )
         else:
             near = difflib.get_close_matches(pattern, adapted or list(layers), n=3, cutoff=0.0)
-            lines.append(f"config.lora.layers: {pattern!r} matches no {KINDS}; nearest: {_some(near)}")
+            lines.append(
+                f"config.lora.layers: {pattern!r} matches no {KINDS}; nearest: {_some(near)}"
+            )
     lines += [
         f"config.lora.train: {pattern!r} matches no parameter{nearest(pattern, before)}; "
         f"there are {_some(list(before))}"

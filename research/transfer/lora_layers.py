@@ -100,7 +100,9 @@ def call(
     Raises:
       ValueError: dropout before a layer whose first axis is not the examples'.
     """
-    y = base(x)  # first: when parameters are made, the layer's own draw the keys that they draw without an adapter
+    y = base(
+        x
+    )  # first: when parameters are made, the layer's own draw the keys that they draw without an adapter
     kernel = module.get_variable("params", KERNELS[kind])
     leaves, s = _leaves(kind, module, lora, kernel), scale(lora)
     a, b = leaves["lora_a"].astype(y.dtype), leaves["lora_b"].astype(y.dtype)
@@ -167,9 +169,7 @@ def _param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...])
     return value
 
 
-def _drop(
-    x: jax.Array, keys: jax.Array | None, rate: float, path: tuple[str, ...]
-) -> jax.Array:
+def _drop(x: jax.Array, keys: jax.Array | None, rate: float, path: tuple[str, ...]) -> jax.Array:
     if keys is None or not rate:
         return x
     if x.shape[0] != keys.shape[0]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,9 @@ def cache(tmp_path, monkeypatch):
     home = tmp_path / "cache"
     home.mkdir()
     for name in ("data", "xla"):
-        (home / name).symlink_to(os.path.join(os.environ["ROOTSTOCK_CACHE"], name))
+        shared = Path(os.environ["ROOTSTOCK_CACHE"]) / name
+        shared.mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(shared)
     monkeypatch.setenv("ROOTSTOCK_CACHE", str(home))
     return home / "features"
 
@@ -60,7 +63,7 @@ def test_they_are_computed_once_and_again_for_other_weights(launch, small, cache
     assert out.count("read from") == 2 and "computed once" not in out
     assert launch(*flags, "--config.seed=1", f"--workdir={tmp_path}/c") == 0
     assert capsys.readouterr().out.count("computed once") == 2
-    assert len(list(cache.iterdir())) == 4  # two folders and their two locks, or four
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def task_of(model, shape, **options):
 
     def init(key):
         variables = dict(net.init(key, jnp.zeros((1, *shape)), train=False))
-        variables.pop("intermediates")
+        variables.pop("intermediates", None)
         return variables.pop("params"), variables
 
     def loss(params, state, batch, rngs):
