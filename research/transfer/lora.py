@@ -53,8 +53,13 @@ def adapt(task: Task, lora: Any) -> Task:
 
         return run
 
-    names = ("init", "loss", "predict", "intermediates", "features")
-    return task._replace(**{name: adapted(getattr(task, name)) for name in names})
+    return task._replace(
+        init=adapted(task.init),
+        loss=adapted(task.loss),
+        predict=adapted(task.predict),
+        intermediates=adapted(task.intermediates),
+        features=adapted(task.features),
+    )
 
 
 def is_adapter(path: str) -> bool:
@@ -65,9 +70,9 @@ def is_adapter(path: str) -> bool:
 def merge(params: Params, lora: Any) -> Params:
     """Returns the parameters of the plain model that computes what the adapted one does (without dropout).
 
-    Kernels become W + s A B, rescaled by columns with DoRA, summed in float32; adapters are gone, all else is untouched.
-    Equal up to rounding: the products are summed in another order, and where the model computes in bfloat16 the merged
-    kernel is rounded as a whole.
+    Kernels become W + s A B, rescaled by columns with DoRA, summed in float32; adapters are gone, all else is
+    untouched. Equal up to rounding: the products are summed in another order, and where the model computes in
+    bfloat16 the merged kernel is rounded as a whole.
     """
     if not isinstance(params, Mapping):
         return params
@@ -82,9 +87,9 @@ def merge(params: Params, lora: Any) -> Params:
 
 
 def groups(lora: Any) -> tuple:
-    """Returns `config.optimizer.groups` for a config that names none: adapters and `lora.train` train, all else is frozen.
+    """Returns `config.optimizer.groups` for a config that names none.
 
-    With rank 0 that is (): everything trains.
+    The adapters and what matches `lora.train` train, all else is frozen; with rank 0 it is (): everything trains.
     """
     if not lora.rank:
         return ()

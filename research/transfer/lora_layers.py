@@ -4,8 +4,8 @@ B examples, R the rank, D channels out. By kind of layer, the adapter's factors 
 
     layer          kernel          lora_a              lora_b         beside the layer
     Dense          [C, D]          [C, R] uniform      [R, D] zeros   x A, times B
-    Conv           [K, N, C, D]    [K, N, C, R] unif.  [R, D] zeros   the layer's own convolution with A, then 1x1 with B
-    DepthwiseConv  [K, N, 1, D]    [K*N, R] uniform    [R, D] zeros   the layer's own convolution with the product A B
+    Conv           [K, N, C, D]    [K, N, C, R] unif.  [R, D] zeros   its own convolution with A, then 1x1 with B
+    DepthwiseConv  [K, N, 1, D]    [K*N, R] uniform    [R, D] zeros   its own convolution with the product A B
     Embed          [V, D]          [V, R] zeros        [R, D] normal  rows of A, times B
 
 Forms and initial values are those of PEFT 0.21 (kaiming uniform with a = sqrt(5) is uniform within 1 / sqrt(fan in)).
@@ -103,7 +103,7 @@ def call(
     y = base(
         x
     )  # first: when parameters are made, the layer's own draw the keys that they draw without an adapter
-    kernel = module.get_variable("params", KERNELS[kind])
+    kernel: Any = module.get_variable("params", KERNELS[kind])
     leaves, s = _leaves(kind, module, lora, kernel), scale(lora)
     a, b = leaves["lora_a"].astype(y.dtype), leaves["lora_b"].astype(y.dtype)
     if kind == "Embed":
@@ -130,7 +130,7 @@ def attend(
     module: nn.Embed, lora: Any, base: Callable[[jax.Array], jax.Array], query: jax.Array
 ) -> jax.Array:
     """The adapted `Embed.attend`: query [..., D] times the transpose of (E + s A B) g -> [..., V]."""
-    embedding = module.get_variable("params", "embedding")
+    embedding: Any = module.get_variable("params", "embedding")
     leaves, s = _leaves("Embed", module, lora, embedding), scale(lora)
     if "lora_m" in leaves:
         query = query * gain(embedding, leaves, s).astype(query.dtype)
