@@ -188,6 +188,15 @@ def test_a_keras_file_with_other_names_is_read_by_order_and_kind(build):
     same(model.dump((imported.params, imported.model_state), "keras"), arrays)
 
 
+def test_the_tenth_layer_comes_after_the_second(build):
+    model = build("cnn", norm="none", features=tuple(range(1, 12)), pool=(), dense=())
+    arrays = model.dump(model.trees(), "keras")
+    order = [f"stage{i}_conv1" for i in range(1, 12)]
+    other = renamed(arrays, {name: f"conv2d_{i}" for i, name in enumerate(order)} | {"head": "d"})
+    imported = model.load(other)
+    same(model.dump((imported.params, imported.model_state), "keras"), arrays)
+
+
 def test_messages_about_a_keras_file_use_its_own_names(build):
     model = build("cnn")
     arrays = renamed(model.dump(model.trees(), "keras"), OTHERS)
