@@ -37,9 +37,9 @@ class Problems:
         lines = [
             *self.rules,
             *self._narrow(),
+            *self._misshapen(shapes),  # first, since a model of another size lacks names as well
             *(self._missing(entry, name, shapes) for entry, name in self.missing),
             *(self._absent(path) for path in self.absent),
-            *self._misshapen(shapes),
             *(self._unresizable(*case) for case in self.unresizable),
             *(self._extra(name) for name in self.extra),
         ]

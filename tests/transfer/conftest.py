@@ -10,6 +10,7 @@ import pytest
 CLASSES = 5
 SMALL = {
     "cnn": ((12, 12, 3), {"norm": "batch", "features": (4, 8), "dense": (6,), "padding": "SAME"}),
+    "efficientnet": ((32, 32, 3), {"variant": 0}),
     "mlp": ((4, 4, 1), {"widths": (8, 6)}),
     "resnet": ((32, 32, 3), {"depth": 18, "width": 4, "stem": "imagenet"}),
     "vit": ((16, 16, 3), {"patch_size": 4, "width": 12, "depth": 2, "heads": 2}),

@@ -11,6 +11,7 @@ CASES = [
     (model, options, naming)
     for model, variants in {
         "cnn": ({}, {"norm": "none", "convs": 2, "dense": ()}),
+        "efficientnet": ({"variant": 0}, {"variant": 1}),
         "mlp": ({},),
         "resnet": ({}, {"depth": 34}, {"depth": 50, "stem": "small"}),
         "vit": ({}, {"pool": "gap"}),
@@ -58,6 +59,7 @@ def test_what_there_is():
     assert namings("mlp") == ("own",)
     assert namings("resnet") == ("own", "torchvision", "timm")
     assert namings("vit") == ("own", "timm", "hf", "hf_bare", "hf5")
+    assert namings("efficientnet") == ("own", "lukemelas", "timm")
     assert namings("cnn") == ("own", "keras")
 
 
@@ -83,6 +85,35 @@ def test_a_resnet_as_torchvision_has_it(build):
     np.testing.assert_array_equal(arrays["layer2.0.downsample.1.running_var"], stats["var"])
     counter = arrays["bn1.num_batches_tracked"]
     assert counter.dtype == np.int64 and counter.shape == () and counter == 0
+
+
+def test_an_efficientnet_as_its_libraries_have_it(build):
+    model = build("efficientnet")
+    params, state = model.trees()
+    port = model.dump((params, state), "lukemelas")
+    assert len(port) == 296  # of efficientnet-lite0's published weights
+    kernel = params["block_3"]["depthwise_conv"]["kernel"]  # [5, 5, 1, 144]
+    assert port["_blocks.3._depthwise_conv.weight"].shape == (144, 1, 5, 5)
+    assert port["_blocks.3._depthwise_conv.weight"][100, 0, 1, 4] == kernel[1, 4, 0, 100]
+    np.testing.assert_array_equal(port["_fc.weight"], params["head"]["kernel"].T)
+    # timm numbers within stages, of 1, 2, 2, 3 ... blocks; its first stage lacks the expansion.
+    timm = model.dump((params, state), "timm")
+    for name, same_name in {
+        "_conv_stem.weight": "conv_stem.weight",
+        "_bn0.weight": "bn1.weight",
+        "_bn1.weight": "bn2.weight",
+        "_blocks.0._depthwise_conv.weight": "blocks.0.0.conv_dw.weight",
+        "_blocks.0._project_conv.weight": "blocks.0.0.conv_pw.weight",
+        "_blocks.0._bn2.bias": "blocks.0.0.bn2.bias",
+        "_blocks.2._expand_conv.weight": "blocks.1.1.conv_pw.weight",
+        "_blocks.3._bn0.running_var": "blocks.2.0.bn1.running_var",
+        "_blocks.15._project_conv.weight": "blocks.6.0.conv_pwl.weight",
+        "_blocks.15._bn2.num_batches_tracked": "blocks.6.0.bn3.num_batches_tracked",
+        "_fc.bias": "classifier.bias",
+    }.items():
+        np.testing.assert_array_equal(port[name], timm[same_name])
+    squeezing = port | {"_blocks.0._se_reduce.weight": np.zeros((8, 32, 1, 1), np.float32)}
+    assert "squeezes and excites" in model.refuses(squeezing)[0]
 
 
 def test_counters_of_batches_may_be_there_or_not(build):
@@ -185,6 +216,15 @@ def test_a_keras_file_with_other_names_is_read_by_order_and_kind(build):
     arrays = model.dump(model.trees(), "keras")
     imported = model.load(renamed(arrays, OTHERS))
     assert imported.naming == "keras"
+    same(model.dump((imported.params, imported.model_state), "keras"), arrays)
+
+
+def test_the_tenth_layer_comes_after_the_second(build):
+    model = build("cnn", norm="none", features=tuple(range(1, 12)), pool=(), dense=())
+    arrays = model.dump(model.trees(), "keras")
+    order = [f"stage{i}_conv1" for i in range(1, 12)]
+    other = renamed(arrays, {name: f"conv2d_{i}" for i, name in enumerate(order)} | {"head": "d"})
+    imported = model.load(other)
     same(model.dump((imported.params, imported.model_state), "keras"), arrays)
 
 
