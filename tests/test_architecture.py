@@ -69,6 +69,15 @@ def test_nothing_reads_or_writes_pickles():
         lambda tree: any(imports(p)(tree) for p in ("pickle", "dill", "joblib", "torch"))
     )
     assert not users_of(lambda tree: {"allow_pickle", "load_pickle"} & set(names(tree)))
+    # Weight files of PyTorch are pickles: they are walked through, never loaded (tests/transfer/test_torch_files.py).
+    assert users_of(imports("pickletools")) == {"research/transfer/formats/opcodes.py"}
+
+
+def test_reading_weight_files_calls_nothing_by_a_name_that_came_from_a_file():
+    room = {w for w in map(where, FILES) if w.startswith("research/transfer/formats/")}
+    assert room
+    runners = {"eval", "exec", "compile", "getattr", "__import__", "import_module", "system"}
+    assert not users_of(lambda tree: runners & set(names(tree))) & room
 
 
 def test_models_and_ops_import_no_data_and_no_files():
