@@ -2,7 +2,7 @@
 
     python benchmarks/ops.py [--repeats=15] [--plain-memory]
 
-Each row is one jitted call of a value's gradient (or of a whole train step) on the same arrays. `--plain-memory` leaves
+Each row is one jitted call of a value, its gradient or a whole train step, on the same arrays. `--plain-memory` leaves
 malloc as it is; research/ops/memory.py says what that costs. On GPU and TPU both sides run the same form.
 """
 
@@ -28,6 +28,16 @@ CONVOLUTIONS = (  # B, H = W, C, D, kernel, stride, padding
     (64, 16, 128, 256, 1, 1, "VALID"),
     (64, 32, 64, 128, 1, 2, "VALID"),
 )
+DEPTHWISE = (  # B, H = W, C, kernel, stride: blocks of EfficientNet-Lite0 at pictures of 128x128
+    (32, 64, 32, 3, 1),
+    (32, 64, 96, 3, 2),
+    (32, 32, 144, 5, 2),
+    (32, 16, 240, 3, 2),
+    (32, 8, 480, 5, 1),
+    (32, 8, 672, 5, 2),
+    (32, 4, 1152, 3, 1),
+)
+PRODUCTS = ((32, 64, 32, 16), (32, 64, 16, 96), (32, 8, 480, 112), (32, 4, 320, 1280))  # B, H, C, D
 
 
 def main() -> None:
@@ -43,7 +53,8 @@ def main() -> None:
         f"jax {jax.__version__}, {jax.default_backend()}, freed memory {'kept' if kept else 'returned'}"
     )
     print(f"{'ms, median of ' + str(given.repeats):50}{'plain':>9}{'ours':>9}{'ratio':>8}")
-    for name, plain, ours in [*convolutions(), *pools(), *attentions(), *losses(), *steps()]:
+    rows = (convolutions, products, depthwise, pools, attentions, losses, steps)
+    for name, plain, ours in (row for rows_of in rows for row in rows_of()):
         a, b = in_turn(plain, ours, given.repeats)
         print(f"{name:50}{a:9.2f}{b:9.2f}{a / b:8.2f}", flush=True)
 
@@ -90,6 +101,36 @@ def convolutions():
             for f in (conv2d_plain, conv2d)
         )
         yield name, plain, ours
+
+
+def products():
+    """Convolutions with 1x1 kernels: the value and the gradient by the pictures."""
+    import jax
+
+    from research.ops.conv import conv2d, conv2d_plain
+
+    for batch, side, c, d in PRODUCTS:
+        x, k = normal(batch, side, side, c), normal(1, 1, c, d)
+        name = f"conv {batch}x{side}x{side}, {c}->{d}, 1x1/1"
+        value = [functools.partial(jax.jit(f), x, k) for f in (conv2d_plain, conv2d)]
+        yield f"{name}: value", *value
+        by_x = [gradient(lambda x, f=f, k=k: f(x, k), x) for f in (conv2d_plain, conv2d)]
+        yield f"{name}: gradient by pictures", *by_x
+
+
+def depthwise():
+    import jax
+
+    from research.ops.depthwise import depthwise_conv2d, depthwise_conv2d_plain
+
+    for batch, side, c, kernel, stride in DEPTHWISE:
+        x, k = normal(batch, side, side, c), normal(kernel, kernel, 1, c)
+        name = f"depthwise {batch}x{side}x{side}x{c}, {kernel}x{kernel}/{stride}"
+        both = [
+            functools.partial(f, stride=stride) for f in (depthwise_conv2d_plain, depthwise_conv2d)
+        ]
+        yield f"{name}: value", *(functools.partial(jax.jit(f), x, k) for f in both)
+        yield f"{name}: gradients", *(gradient(f, x, k) for f in both)
 
 
 def pools():

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from research.durations import UNITS, is_duration
-from research.errors import UserError, nearest
+from research.errors import UserError, UserErrors, nearest
 
 
 def defaults() -> ConfigDict:
@@ -67,7 +67,7 @@ def defaults() -> ConfigDict:
     config.model = ConfigDict({"name": "cnn"})  # a module of research/models, and its options
 
     config.data = data = ConfigDict()
-    data.name = "digits"  # a module of research/data/builders, or tfds:NAME
+    data.name = "digits"  # a module of research/data/builders, and its options; or tfds:NAME
     data.path = ""  # where the source's own files are, if it reads files
     data.cache_dir = (
         ""  # where prepared data is kept; '' is $ROOTSTOCK_CACHE/data or ~/.cache/rootstock/data
@@ -77,6 +77,8 @@ def defaults() -> ConfigDict:
     data.test_fraction = 0.2  # used only where the source has no test split of its own
     data.image_size = 0  # height and width; 0 is the source's own (64 for a folder of pictures)
     data.channels = 0  # 1 grey, 3 colour; 0 is the source's own
+    data.mean = ()  # of each channel, pixels from 0 to 1; () is the training split's own
+    data.std = ()  # the same
     data.loader = "memory"  # memory: gathered from memory-mapped arrays; grain: record by record
     data.workers = 0  # processes of the grain loader; the batches do not depend on it
     data.prefetch = 4  # batches made ahead of the step that needs them
@@ -176,7 +178,7 @@ FREE = (
 
 
 # What is looked up by its name, and brings options of its own.
-NAMED = ("task", "model", "optimizer", "optimizer.schedule")
+NAMED = ("task", "model", "data", "optimizer", "optimizer.schedule")
 
 
 class Range(NamedTuple):
@@ -194,6 +196,13 @@ def at_least(least: float) -> Range:
     return Range(lambda value: value >= least, f"{least} or more")
 
 
+def numbers(above: float, words: str) -> Range:
+    def holds(values: tuple[Any, ...]) -> bool:
+        return all(type(v) in (int, float) and above < v < math.inf for v in values)
+
+    return Range(holds, words)
+
+
 _fraction = Range(lambda value: 0 <= value < 1, "0 or more and less than 1")
 RANGES: dict[str, Range] = {
     # The seed keys Philox and JAX's 32-bit key data alike.
@@ -203,6 +212,8 @@ RANGES: dict[str, Range] = {
     "data.test_fraction": Range(lambda value: 0 < value < 1, "between 0 and 1"),
     "data.image_size": at_least(0),
     "data.channels": Range(lambda value: value in (0, 1, 3), "0, 1 or 3"),
+    "data.mean": numbers(-math.inf, "numbers, one a channel"),
+    "data.std": numbers(0, "numbers above 0, one a channel"),
     "data.loader": one_of("memory", "grain"),
     "data.workers": at_least(0),
     "data.prefetch": at_least(1),
@@ -261,6 +272,14 @@ def find_module(room: str, name: str) -> Any:
     return importlib.import_module(f"research.{room}.{name}")
 
 
+def find_builder(name: str) -> Any:
+    """Imports the module of research/data/builders that `config.data.name` names."""
+    try:
+        return find_module("data.builders", "tfds" if name.startswith("tfds:") else name)
+    except UserError as error:
+        raise UserError(f"{error}, or tfds:NAME") from error
+
+
 def options_of(function: Callable) -> dict[str, Any]:
     """Returns what a config may set of a function or class: its parameters that have a default."""
     return {
@@ -292,6 +311,8 @@ def _own_options(section: str, name: str) -> dict[str, Any]:
         return options_of(model)
     if section == "task":
         return options_of(find_module("tasks", name).build)
+    if section == "data":
+        return options_of(find_builder(name).locate)
     optim = importlib.import_module("research.engine.optim")
     return optim.optimizer_options(name) if section == "optimizer" else optim.schedule_options(name)
 
@@ -350,6 +371,23 @@ def resolve(
         if key in resolved and not wrong and not allowed.holds(resolved[key]):
             errors.append(f"config.{key} is {resolved[key]!r}, but must be {allowed.words}")
     return FrozenConfigDict(_unflatten(resolved)), errors
+
+
+def as_trained(config: FrozenConfigDict) -> FrozenConfigDict:
+    """Returns the config of a trained model, complete, without what was needed to train it alone.
+
+    That is its teacher, and a file whose values are in the checkpoint by now.
+
+    Raises:
+      UserErrors: the config has mistakes.
+    """
+    unused = [("distill.teacher", "")]
+    if not config.to_dict().get("lora", {}).get("rank"):
+        unused.append(("pretrained.source", ""))
+    plain, mistakes = resolve(config, unused)
+    if mistakes:
+        raise UserErrors(mistakes)
+    return plain
 
 
 def first_line(error: BaseException) -> str:

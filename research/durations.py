@@ -1,4 +1,4 @@
-"""How long, in any unit: 'steps=1000', 'epochs=5', 'examples=300_000', 'percent=10', 'minutes=20'."""
+"""How long, in any unit: 'steps=1000', 'epochs=5', 'examples=300_000', 'percent=10' or '10%', 'minutes=20'."""
 
 import math
 from typing import NamedTuple
@@ -37,8 +37,11 @@ class Durations(NamedTuple):
 
 
 def parse_duration(duration: str) -> tuple[str, float]:
-    """Returns (unit, value) of a text such as 'epochs=5' or 'examples=300_000'."""
-    unit, _, number = str(duration).partition("=")
+    """Returns (unit, value) of a text such as 'epochs=5', 'examples=300_000' or '10%'."""
+    text = str(duration)
+    if text.endswith("%"):
+        text = f"percent={text[:-1]}"
+    unit, _, number = text.partition("=")
     try:
         value = float(number)
     except ValueError:

@@ -53,6 +53,7 @@ class Data(NamedTuple):
     eval_batch: Callable[..., Batch]
     fingerprints: dict[str, str]  # sha256 of 'data' and of each split
     report: dict[str, Any]  # what data_report.json holds
+    repeats: bool = False  # whether a training example is the same in every epoch
 
 
 class Inputs(NamedTuple):
@@ -91,5 +92,6 @@ class Task(NamedTuple):
     decode: Callable[
         [dict[str, Array]], list[dict[str, Any]]
     ]  # predictions -> a JSON row for each example
-    # Parts of model_state that never change and are in no checkpoint, which names them by hash: host arrays, read late.
-    constants: Callable[[], Params] = dict
+    # Entries of model_state that never change and are in no checkpoint, which names them by hash; `init` gives zeros.
+    constants_in: tuple[str, ...] = ()
+    constants: Callable[[], Params] = dict  # -> those entries, NumPy leaves; may read files

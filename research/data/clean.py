@@ -5,7 +5,7 @@ Kinds of finding, each with a policy 'error', 'drop' or 'keep' in data.clean:
     unreadable, shape, nan   the builder could not read it (cannot be kept)
     blank                    every pixel is the same
     duplicate                the same pixels as another picture of its split; the first by key stays
-    cross_split              the same pixels as a picture of a more precious split: test, then validation, then train
+    cross_split              the same pixels as a picture of a more precious split: a test, then validation, then train
     near_duplicate           nearly the same as another picture of its split
     near_cross_split         nearly the same as one of another split; goes by cross_split where near_duplicate is 'drop'
     label_conflict           the same pixels as a picture with another label; only reported
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.data.duplicates import Findings, exact_groups
-from research.data.source import PARTS
+from research.data.source import PARTS, in_order
 
-VERSION = "1"
+VERSION = "2"
 LISTED = 200  # findings of a kind that the report lists
 _SHOWN = 10  # findings of a kind that an error lists
 _MEND = "mend it, or data.clean.{}=drop leaves it out"
@@ -43,6 +43,7 @@ class Pool(NamedTuple):
     parts: dict[str, np.ndarray]  # the source's own splits -> indices
     findings: Findings
     problems: list[dict[str, Any]]  # kind, key, detail, label of what could not be read
+    groups: np.ndarray | None = None  # str [N], '' for none; None for none at all
 
 
 class Judged(NamedTuple):
@@ -110,14 +111,16 @@ class _Case:
         self.alive = np.ones(len(pool.labels), bool)
         self.errors: list[str] = []
         self._notes: dict[str, tuple[str, _Found, set[int]]] = {}
-        # Each picture's split as a number of PARTS: the higher, the more precious.
-        self._split = np.zeros(len(pool.labels), np.int8)
+        # Each picture's split as a number of `_names`: the higher, the more precious, but no test more than another.
+        self._names = in_order({*PARTS, *pool.parts})
+        self._split = np.zeros(len(pool.labels), np.int16)
         self._by_key = _positions(np.argsort(pool.keys, kind="stable"))
         self.place(pool.parts)
 
     def place(self, splits: dict[str, np.ndarray]) -> None:
         for name, numbers in splits.items():
-            self._split[numbers] = PARTS.index(name)
+            self._split[numbers] = self._names.index(name)
+        self._worth = np.minimum(self._split, PARTS.index("test"))
         # int64 [N]; the lower, the more precious
         self._rank = _positions(np.lexsort((self._by_key, -self._split)))
 
@@ -153,13 +156,14 @@ class _Case:
     def crossings(self, groups: list[np.ndarray]) -> _Found:
         """Equal pictures of several splits, each with the first of the most precious split."""
         living = self._living(groups)
-        splits = self._split
-        return _found([(i, g[0]) for g in living for i in g if splits[i] < splits[g[0]]])
+        worth = self._worth
+        return _found([(i, g[0]) for g in living for i in g if worth[i] < worth[g[0]]])
 
     def near(self, crossing: bool) -> _Found:
         """Near duplicates, the less precious (or later) one first; the nearest pairs first."""
         pairs, distances = self._pool.findings.pairs, self._pool.findings.distances
-        across = self._split[pairs[:, 0]] != self._split[pairs[:, 1]]
+        kind = self._worth if crossing else self._split
+        across = kind[pairs[:, 0]] != kind[pairs[:, 1]]
         chosen = self.alive[pairs].all(1) & (across == crossing)
         pairs, distances = pairs[chosen], distances[chosen]
         ranks = self._rank[pairs]
@@ -209,7 +213,11 @@ class _Case:
 
     def _describe(self, i: int) -> dict[str, str]:
         label = self._pool.class_names[self._pool.labels[i]]
-        return {"key": str(self._pool.keys[i]), "split": PARTS[self._split[i]], "label": label}
+        return {
+            "key": str(self._pool.keys[i]),
+            "split": self._names[self._split[i]],
+            "label": label,
+        }
 
     def _entry(self, found: _Found, k: int, losers: set[int]) -> dict[str, Any]:
         entry: dict[str, Any] = self._describe(found.numbers[k])

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from research.data.pictures import fit
-from research.data.source import PARTS, Example, Opened, Problem, Progress
+from research.data.source import Example, Opened, Problem, Progress, in_order
 from research.errors import UserErrors
 
 
@@ -44,33 +44,35 @@ def write_records(folder: Path, opened: Opened, what: str) -> list[Problem]:
 
 
 def write_arrays(folder: Path, opened: Opened, problems: list[Problem]) -> None:
-    """Reads the records once and writes images.npy, labels.npy, keys.npy and meta.json beside them."""
+    """Reads the records once and writes images.npy, labels.npy, keys.npy, groups.npy and meta.json."""
     info, source = _open(folder)
     total = len(source)
     images = np.lib.format.open_memmap(
         folder / "images.npy", "w+", np.uint8, (total, *opened.shape)
     )
-    labels, keys = np.empty(total, np.int32), []
+    labels, keys, groups = np.empty(total, np.int32), [], []
     progress = Progress("mapping", total)
     for i in range(total):
         record = source[i]
         images[i], labels[i] = record["image"], record["label"]
         keys.append(record["key"].decode())
+        groups.append(record["group"].decode())
         progress.step()
     progress.close()
     images.flush()
     np.save(folder / "labels.npy", labels)
     np.save(folder / "keys.npy", np.array(keys))
+    np.save(folder / "groups.npy", np.array(groups))
     meta = {
         "class_names": opened.class_names,
-        "sizes": {part: info.splits[part].num_examples for part in PARTS if part in info.splits},
+        "sizes": {part: info.splits[part].num_examples for part in in_order(info.splits)},
         "problems": [problem._asdict() for problem in problems],
     }
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def open_records(folder: Path) -> Any:
-    """Returns the records as a random-access source of dict(image uint8 [H, W, C], label int, key bytes).
+    """Returns the records as a random-access source of dict(image uint8 [H, W, C], label int, key and group bytes).
 
     Record i is picture i of `Store.images`.
     """
@@ -81,17 +83,16 @@ def _open(folder: Path) -> tuple[Any, Any]:
     builder = tfds.builder_from_directory(
         str(folder / "records" / Pictures.name / str(Pictures.VERSION))
     )
-    parts = [part for part in PARTS if part in builder.info.splits]
-    return builder.info, builder.as_data_source("+".join(parts))
+    return builder.info, builder.as_data_source("+".join(in_order(builder.info.splits)))
 
 
 with tfds.core.registered.skip_registration():  # it is no data set of the catalog
 
     class Pictures(tfds.core.GeneratorBasedBuilder):
-        """Any `Opened` source as a TFDS data set: image, label, key, in the source's order."""
+        """Any `Opened` source as a TFDS data set: image, label, key, group, in the source's order."""
 
         name = "pictures"
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version("1.1.0")
         code_path = None  # beside which TFDS would look for checksums of downloads; there are none
 
         def __init__(
@@ -107,6 +108,7 @@ with tfds.core.registered.skip_registration():  # it is no data set of the catal
                 ),
                 "label": tfds.features.Scalar(np.int64),
                 "key": tfds.features.Text(),
+                "group": tfds.features.Text(),
             }
             # Shuffling is the batches' business; here the order must be the source's own.
             return tfds.core.DatasetInfo(
@@ -116,8 +118,8 @@ with tfds.core.registered.skip_registration():  # it is no data set of the catal
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
             return {
                 part: self._generate_examples(part)
-                for part in PARTS
-                if self._opened.sizes.get(part)
+                for part in in_order(self._opened.sizes)
+                if self._opened.sizes[part]
             }
 
         def _generate_examples(self, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -126,7 +128,8 @@ with tfds.core.registered.skip_registration():  # it is no data set of the catal
                 self._progress.step()
                 if isinstance(item, Example):
                     image = fit(item.picture, *self._opened.shape)
-                    yield written, {"image": image, "label": item.label, "key": item.key}
+                    record = {"image": image, "label": item.label}
+                    yield written, record | {"key": item.key, "group": item.group}
                     written += 1
                 else:
                     self._problems.append(item)

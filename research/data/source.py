@@ -1,11 +1,13 @@
 """What a builder hands over: where a source of pictures is, what marks its state, and how it is read.
 
-A builder is a module of research/data/builders with one function, `locate(data) -> Source`. It is
-cheap (it looks at file names, sizes and times), so that a prepared data set is found again in
-milliseconds; `Source.open` may be slow.
+A builder is a module of research/data/builders with one function, `locate(data, *, option=default) -> Source`.
+It is cheap (it looks at file names, sizes and times), so that a prepared data set is found again in
+milliseconds; `Source.open` may be slow. A source may bring parts: 'train' and perhaps 'validation' and 'test',
+and any number of further tests, 'test_NAME', which are measured at the end like 'test'.
 """
 
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-PARTS = ("train", "validation", "test")  # the splits that a source may bring along
+PARTS = (
+    "train",
+    "validation",
+    "test",
+)  # the splits that a source may bring along, beside 'test_NAME'
+PARTS_WORDS = f"{', '.join(PARTS)} or test_NAME"  # for messages
+_FURTHER_TEST = re.compile(r"test_[A-Za-z0-9_]+")
 
 
 class Example(NamedTuple):
@@ -23,6 +31,7 @@ class Example(NamedTuple):
     key: str  # its name, unique in the source: a relative path, or 'train/00017'
     label: int
     picture: np.ndarray  # uint8 [H, W, C]
+    group: str = ""  # pictures of one group never lie in different splits; '' is none
 
 
 class Problem(NamedTuple):
@@ -55,6 +64,23 @@ class Source(NamedTuple):
     place: str  # where it is, for messages and the report
     fingerprint: str  # changes whenever the source's files do
     open: Callable[[], Opened]
+
+
+def is_part(name: str) -> bool:
+    """Whether a split may be called so."""
+    return name in PARTS or is_test(name)
+
+
+def is_test(name: str) -> bool:
+    """Whether a split is one that is measured at the end only: 'test' or 'test_NAME'."""
+    return name == "test" or bool(_FURTHER_TEST.fullmatch(name))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Returns names of splits in the order of PARTS, then 'test_NAME' by the alphabet."""
+    return sorted(
+        names, key=lambda name: (PARTS.index(name) if name in PARTS else len(PARTS), name)
+    )
 
 
 def from_arrays(

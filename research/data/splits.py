@@ -3,13 +3,16 @@
 Each picture draws a ticket, a hash of (seed, purpose, its pixels), and in each class the lowest tickets
 are taken. So the splits depend on neither names nor the file system's order, other pictures hardly move
 when some are added, and exact copies of a picture hold the same ticket and go the same way (except at
-the very edge).
+the very edge). Pictures of one group go the same way always: the ticket is drawn from the group's name.
 """
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+_LISTED = 10
 
 
 def make_splits(
@@ -20,6 +23,7 @@ def make_splits(
     seed: int,
     validation_fraction: float,
     test_fraction: float,
+    groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Cuts test, then validation, from 'train', where the source has none of its own.
 
@@ -28,6 +32,7 @@ def make_splits(
       labels: [N] of all pictures; digests: uint8 [N, 16] of their pixels.
       keys: [N], which decide between equal tickets.
       validation_fraction: of what is left of train after test has been cut; 0 cuts none.
+      groups: str [N]; pictures of one group are not parted; '' is a group of its own.
 
     Returns:
       split -> int64 indices, sorted; without splits that are empty.
@@ -37,8 +42,9 @@ def make_splits(
         if name in parts or not fraction:
             continue
         rest = splits["train"]
-        order = _tickets(digests[rest], [str(keys[i]) for i in rest], f"{name} {seed}")
-        taken = stratified(labels[rest], order, fraction)
+        names = np.zeros(len(rest), str) if groups is None else groups[rest]
+        order = _tickets(digests[rest], [str(keys[i]) for i in rest], names, f"{name} {seed}")
+        taken = stratified(labels[rest], order, fraction, _numbers(names, keys[rest]))
         splits[name], splits["train"] = rest[taken], rest[~taken]
     return {name: np.sort(indices) for name, indices in splits.items() if len(indices)}
 
@@ -64,18 +70,54 @@ def too_small(
     return lost + (single if cuts else [])
 
 
-def stratified(labels: np.ndarray, order: np.ndarray, fraction: float) -> np.ndarray:
+def group_errors(parts: dict[str, np.ndarray], cuts: list[str], pool: Any) -> list[str]:
+    """Returns a line for each group that lies in several of the source's own parts, or is all that a class has.
+
+    Args:
+      cuts: the splits that are to be cut from train; pool: place, keys, groups [N], labels and class_names.
+    """
+    groups, errors = pool.groups, []
+    first: dict[str, tuple[str, int]] = {}
+    for part, indices in parts.items():
+        for i in indices[groups[indices] != ""]:
+            name = str(groups[i])
+            other, j = first.setdefault(name, (part, i))
+            if other != part:
+                errors.append(
+                    f"{pool.place}: group '{name}' lies in {other} ({pool.keys[j]}) and in {part} ({pool.keys[i]}); "
+                    "put all of it into one split"
+                )
+                first[name] = (part, i)
+    train = parts["train"] if cuts else parts["train"][:0]
+    for c, label in enumerate(pool.class_names):
+        held = groups[train[pool.labels[train] == c]]
+        if len(held) > 1 and held[0] and (held == held[0]).all():
+            errors.append(
+                f"{pool.place}: class '{label}' has one group, '{held[0]}', which can't be shared with "
+                f"{' and '.join(cuts)}; add pictures of other groups"
+            )
+    return errors if len(errors) <= _LISTED else [*errors[:_LISTED], f"{pool.place}: ... and more"]
+
+
+def stratified(
+    labels: np.ndarray, order: np.ndarray, fraction: float, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Takes a fraction of each class, first come first served.
 
     The whole is round(fraction * n), shared out by largest remainders; but each class of two or more gives at least one
-    and keeps at least one.
+    and keeps at least one. A group counts as the class of its first member. It is taken whole, if that brings the class
+    nearer to its share.
 
     Args:
-      labels: [n]; order: [n], the positions in the order of taking.
+      labels: [n]; order: [n], the positions in the order of taking; of a group, its first member's place counts.
+      groups: [n], the position of each one's group's first member; None where each is its own.
 
     Returns:
       bool [n], True for what is taken.
     """
+    heads = np.arange(len(labels)) if groups is None else groups
+    labels = labels[heads]
+    sizes = np.bincount(heads, minlength=len(labels))  # of each group, at its first member
     classes, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
     share = fraction * counts
     take = np.floor(share + 1e-9).astype(int)
@@ -84,9 +126,23 @@ def stratified(labels: np.ndarray, order: np.ndarray, fraction: float) -> np.nda
     take = np.clip(take, 1, np.maximum(counts - 1, 0))
     taken = np.zeros(len(labels), bool)
     for number in range(len(classes)):
-        members = order[numbers[order] == number]
-        taken[members[: take[number]]] = True
-    return taken
+        members = order[(numbers[order] == number) & (heads[order] == order)]
+        chosen = _whole_groups(sizes[members], take[number])
+        taken[members[chosen]] = True
+    return taken[heads]
+
+
+def _whole_groups(sizes: np.ndarray, share: int) -> list[int]:
+    """Returns which groups to take, given their sizes in the order of taking, for about `share` examples."""
+    if len(sizes) < 2:
+        return []
+    chosen: list[int] = []
+    count = 0
+    for i, size in enumerate(sizes.tolist()):
+        if 2 * count + size < 2 * share and len(chosen) < len(sizes) - 1:
+            chosen.append(i)
+            count += size
+    return chosen or [int(sizes.argmin())]  # each is more than twice the share
 
 
 def fingerprint(keys: np.ndarray, labels: np.ndarray, digests: np.ndarray) -> str:
@@ -97,12 +153,22 @@ def fingerprint(keys: np.ndarray, labels: np.ndarray, digests: np.ndarray) -> st
     return total.hexdigest()
 
 
-def _tickets(digests: np.ndarray, keys: list[str], salt: str) -> np.ndarray:
+def _tickets(digests: np.ndarray, keys: list[str], groups: np.ndarray, salt: str) -> np.ndarray:
     """Returns the positions in the order of their tickets."""
     head = hashlib.blake2b(salt.encode(), digest_size=16)
     tickets = []
-    for digest in digests:
+    for digest, group in zip(digests, groups.tolist(), strict=True):
         ticket = head.copy()
-        ticket.update(digest.tobytes())
+        ticket.update(f"group {group}".encode() if group else digest.tobytes())
         tickets.append(ticket.digest())
     return np.array(sorted(range(len(keys)), key=lambda i: (tickets[i], keys[i])), np.int64)
+
+
+def _numbers(groups: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Returns [n] the position of the first member, by key, of each one's group; its own where it has none."""
+    numbers = np.arange(len(groups))
+    first: dict[str, int] = {}
+    for i in np.argsort(keys, kind="stable").tolist():
+        if name := str(groups[i]):
+            numbers[i] = first.setdefault(name, i)
+    return numbers

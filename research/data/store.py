@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.config import find_module
+from research.config import find_builder, options_of
 from research.data import cache, clean, splits
 from research.data.duplicates import Findings, find
-from research.data.source import PARTS, Source
+from research.data.source import Source, in_order
 from research.errors import UserError, UserErrors
 
-_FORMAT = "1"  # of the folders' content
+_FORMAT = "2"  # of the folders' content
 
 
 class Store(NamedTuple):
@@ -36,8 +36,8 @@ class Store(NamedTuple):
     class_names: tuple[str, ...]
     splits: dict[
         str, np.ndarray
-    ]  # 'train', 'validation', 'test' -> int64 indices into images, sorted
-    mean: np.ndarray  # float32 [C] of the training split, with pixels from 0 to 1
+    ]  # 'train', 'validation', 'test', 'test_NAME' -> int64 indices into images, sorted
+    mean: np.ndarray  # float32 [C] with pixels from 0 to 1: data.mean, or the training split's own
     std: np.ndarray  # float32 [C]
     fingerprints: dict[str, str]  # 'data' and each split -> sha256
     report: dict[str, Any]  # what data_report.json holds
@@ -51,15 +51,19 @@ def prepare(data) -> Store:
     """
     source, folder = _built(data)
     meta, arrays = _load(folder)
-    ends = np.cumsum([meta["sizes"].get(part, 0) for part in PARTS])
+    order = in_order(meta["sizes"])
+    ends = np.cumsum([meta["sizes"][part] for part in order])
     whole = np.split(np.arange(len(arrays["labels"])), ends[:-1])
     findings = Findings(*(arrays[name] for name in Findings._fields))
-    names = tuple(meta["class_names"])
-    parts = {
-        part: indices for part, indices in zip(PARTS, whole, strict=True) if part in meta["sizes"]
-    }
     pool = clean.Pool(
-        source.place, arrays["keys"], arrays["labels"], names, parts, findings, meta["problems"]
+        source.place,
+        arrays["keys"],
+        arrays["labels"],
+        tuple(meta["class_names"]),
+        dict(zip(order, whole, strict=True)),
+        findings,
+        meta["problems"],
+        arrays["groups"],
     )
     wanted = {
         "version": clean.VERSION,
@@ -72,13 +76,13 @@ def prepare(data) -> Store:
         folder / f"splits-{_hash(wanted)}",
         lambda temporary: _write_splits(temporary, data, pool, arrays["images"]),
     )
-    return _store(pool, arrays["images"], cut)
+    return _normalised(_store(pool, arrays["images"], cut), data)
 
 
 def record_source(data) -> Any:
     """Returns the same pictures as a random-access source of records, for Grain.
 
-    Record i is dict(image uint8 [H, W, C], label int, key bytes) of picture i of `Store.images`.
+    Record i is dict(image uint8 [H, W, C], label int, key and group bytes) of picture i of `Store.images`.
     """
     from research.data.records import open_records
 
@@ -88,12 +92,13 @@ def record_source(data) -> Any:
 def _built(data) -> tuple[Source, Path]:
     """Finds the source and sees to it that its folder is there."""
     try:
-        builder = find_module(
-            "data.builders", "tfds" if data.name.startswith("tfds:") else data.name
-        )
+        builder = find_builder(data.name)
     except UserError as error:
-        raise UserError(f"data.name: {error}, or tfds:NAME") from error
-    source = builder.locate(data)
+        raise UserError(f"data.name: {error}") from error
+    options = {
+        name: data.get(name, default) for name, default in options_of(builder.locate).items()
+    }
+    source = builder.locate(data, **options)
     state = [
         _FORMAT,
         source.name,
@@ -101,6 +106,7 @@ def _built(data) -> tuple[Source, Path]:
         source.fingerprint,
         data.image_size,
         data.channels,
+        options,
     ]
     plain = source.name.replace(":", "-").replace("/", "-")
     folder = cache.root(data.cache_dir) / f"{plain}-{_hash(state)}"
@@ -126,9 +132,9 @@ def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         meta = json.loads((folder / "meta.json").read_text())
         arrays = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r")
-            for name in ("images", "labels", "keys")
+            for name in ("images", "labels", "keys", "groups")
         }
-        arrays |= {name: np.asarray(arrays[name]) for name in ("labels", "keys")}
+        arrays |= {name: np.asarray(arrays[name]) for name in ("labels", "keys", "groups")}
         with np.load(folder / "findings.npz") as findings:
             return meta, arrays | dict(findings)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -150,6 +156,7 @@ def _write_splits(folder: Path, data, pool: clean.Pool, images: np.ndarray) -> N
         unread = np.array([problem["label"] for problem in pool.problems], np.int32)
         before = np.bincount(np.concatenate([pool.labels, unread]), minlength=classes)
         errors = splits.too_small(counts, before, pool.class_names, cuts, pool.place)
+        errors += splits.group_errors(parts, cuts, pool)
         made = splits.make_splits(
             parts,
             pool.labels,
@@ -158,6 +165,7 @@ def _write_splits(folder: Path, data, pool: clean.Pool, images: np.ndarray) -> N
             data.split_seed,
             fractions["validation"],
             fractions["test"],
+            pool.groups,
         )
         return made, errors
 
@@ -181,8 +189,8 @@ def _write_splits(folder: Path, data, pool: clean.Pool, images: np.ndarray) -> N
         "shape": list(images.shape[1:]),
         "sizes": {name: len(i) for name, i in judged.splits.items()},
         "classes": clean.class_counts(judged.splits, pool.labels, pool.class_names),
-        "mean": [round(float(value), 6) for value in mean],
-        "std": [round(float(value), 6) for value in std],
+        "mean": _rounded(mean),
+        "std": _rounded(std),
         "found": judged.found,
         "fingerprints": prints,
     }
@@ -217,3 +225,33 @@ def _store(pool: clean.Pool, images: np.ndarray, folder: Path) -> Store:
     return Store(
         images, pool.labels, pool.keys, pool.class_names, arrays, mean, std, prints, report
     )
+
+
+def _normalised(store: Store, data) -> Store:
+    """Puts the numbers of data.mean and data.std, where there are any, in the place of the training split's own."""
+    channels, given, errors = store.images.shape[-1], {}, []
+    for key in ("mean", "std"):
+        values = data.get(key, ())
+        if not values:
+            continue
+        given[key] = np.array(values, np.float32)
+        if len(values) != channels:
+            errors.append(
+                f"config.data.{key} is {tuple(values)}, but the pictures have {channels} channel(s): give a number "
+                "for each, () for the training split's own, or set config.data.channels"
+            )
+    if errors:
+        raise UserErrors(errors)
+    shown = {key: _rounded(values) for key, values in given.items()}
+    words = {
+        key: f"data.{key}" if key in given else "the training split" for key in ("mean", "std")
+    }
+    return store._replace(
+        mean=given.get("mean", store.mean),
+        std=given.get("std", store.std),
+        report=store.report | shown | {"normalised_by": words},
+    )
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), 6) for value in values]

@@ -1,4 +1,4 @@
-"""A user's table of pictures: CSV or JSONL with path, label and perhaps split, checked line by line."""
+"""A user's table of pictures: CSV or JSONL with path, label and perhaps split and group, checked line by line."""
 
 import csv
 import json
@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.data.source import PARTS
+from research.data.source import PARTS, PARTS_WORDS, is_part
 from research.errors import UserError, UserErrors, nearest
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?|nan|inf", re.IGNORECASE)
 _LISTED = 10
+_COLUMNS = ("path", "label", "split", "group")
 
 
 class Row(NamedTuple):
@@ -20,6 +21,7 @@ class Row(NamedTuple):
     path: str
     label: int
     split: str
+    group: str
 
 
 class Table(NamedTuple):
@@ -62,12 +64,12 @@ def read_table(path: Path) -> Table:
             errors.append(
                 f"{where}: label '{label}' is out of range{nearest(label, numbers)}; {rule}"
             )
-        if split not in PARTS:
+        if not is_part(split):
             errors.append(
-                f"{where}: split '{split}'{nearest(split, PARTS)} is not one of {', '.join(PARTS)}"
+                f"{where}: split '{split}'{nearest(split, PARTS)} is not one of {PARTS_WORDS}"
             )
         seen.setdefault(name, number)
-        rows.append(Row(name, numbers.get(label, -1), split))
+        rows.append(Row(name, numbers.get(label, -1), split, line["group"]))
     if not errors and len(classes) < 2:
         errors.append(f"{path}: only one class, '{classes[0]}'; two or more are needed")
     if not errors and not any(row.split == "train" for row in rows):
@@ -89,7 +91,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         for line in reader:
             yield (
                 reader.line_num,
-                {k: (line.get(k) or "").strip() for k in ("path", "label", "split")},
+                {k: (line.get(k) or "").strip() for k in _COLUMNS},
             )
 
 
@@ -106,7 +108,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 f'{path} line {number}: not an object such as {{"path": "a.png", "label": "cat"}}'
             )
         _check_columns(f"{path} line {number}", list(line))
-        values = {k: line.get(k) for k in ("path", "label", "split")}
+        values = {k: line.get(k) for k in _COLUMNS}
         yield number, {k: "" if v is None else str(v).strip() for k, v in values.items()}
 
 

@@ -119,14 +119,18 @@ class Checkpoints:
             self._guard(self._manager.close)
 
     def restore(
-        self, like: TrainState, *, step: int | None = None, report: Callable[[str], None] = print
+        self,
+        like: Callable[[int], TrainState],
+        *,
+        step: int | None = None,
+        report: Callable[[str], None] = print,
     ) -> Restored | None:
         """Returns the newest whole checkpoint, or that of `step`; None if there is none.
 
         A damaged one is reported and set aside in 'damaged/', and the one before is tried.
 
         Args:
-          like: a state (or the shapes of one) whose structure, shapes and dtypes the checkpoint must have.
+          like: step -> a state (or the shapes of one) whose structure, shapes and dtypes the checkpoint must have.
 
         Raises:
           Mismatch: a whole checkpoint has others.
@@ -134,13 +138,56 @@ class Checkpoints:
         steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)
         for candidate in steps:
             try:
-                return self._read(candidate, like)
+                return self._read(candidate, like(candidate))
             except Mismatch:  # not damaged: nothing is set aside
                 raise
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 what = f"checkpoint {candidate} in {self.folder} is damaged ({_first_line(error)})"
                 report(f"{what}; {self._set_aside(candidate)}")
         return None
+
+    def variables(self, *, best: bool = False) -> tuple[int, dict[str, Any]]:
+        """Returns the step and {'params', 'model_state', 'ema'} of the newest checkpoint, or of the best.
+
+        Raises:
+          UserError: there is none that is whole.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if best and (found := self.newest_meta().get("best")):
+            steps = [found["step"]]
+        damage = ""
+        for step in steps:
+            try:
+                return step, self._read_variables(step)
+            except Exception as error:  # Orbax and TensorStore raise many kinds
+                damage = damage or f": step {step} is damaged ({_first_line(error)})"
+        raise UserError(f"{self.folder}: holds no whole checkpoint{damage}")
+
+    def _read_variables(self, step: int) -> dict[str, Any]:
+        stored = self._read_meta(step)["digests"]
+        wanted: dict[str, Any] = {}
+        for path, digest in stored.items():
+            *parents, name = path.split("/")
+            if path.startswith(("params/", "model_state/", "ema/")):
+                node = wanted
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[name] = _empty(digest)
+        restore = ocp.args.PyTreeRestore(
+            wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        )
+        with ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(create=False, read_only=True),
+            item_names=("state",),
+        ) as reader:  # of its own: a manager reads an item in one way only
+            found = reader.restore(step, args=ocp.args.Composite(state=restore))["state"]
+        for path, digest in _digests(found).items():
+            if stored[path] != digest:
+                raise ValueError(f"the digest of {path} is wrong")
+        return found
 
     def newest_meta(self) -> dict[str, Any]:
         """Returns the meta of the newest checkpoint that can be read, {} if there is none."""
@@ -211,6 +258,12 @@ def _tree(state: TrainState) -> dict[str, Any]:
 
 def _kind(leaf: Any) -> str:
     return f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+
+
+def _empty(digest: str) -> np.ndarray:
+    """An array of the shape and dtype that a digest begins with."""
+    dtype, _, shape = digest.split(":")[0].partition("[")
+    return np.empty([int(n) for n in shape[:-1].split(",") if n], jax.numpy.dtype(dtype))
 
 
 def _digests(tree: Any) -> dict[str, str]:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from research.data.source import in_order, is_test
+from research.engine import pretrained
 from research.engine.checkpoint import Checkpoints, Restored, demand_same_data
 from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
+from research.engine.program import durations, make_program, parameter_table, state_shapes
 from research.engine.report import write_report
 from research.engine.state import TrainState, params_sha256
 from research.engine.train import Trained
@@ -24,7 +26,7 @@ def restore_final(
     config: Any,
     workdir: Path,
     task: Task,
-    shapes: TrainState,
+    parallel: Parallel,
     report: Callable[[str], None] = print,
 ) -> Restored:
     """Returns the checkpoint that `config.eval.final` names: the newest, or the best; the newest if that is damaged.
@@ -34,6 +36,9 @@ def restore_final(
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     restored = None
+    pace = checkpoints.newest_meta().get("steps_per_minute")
+    units = durations(config, task, pace)
+    shapes = state_shapes(config, task, parallel, units)
     try:
         if config.eval.final == "best" and (best := checkpoints.newest_meta().get("best")):
             restored = checkpoints.restore(shapes, step=best["step"], report=report)
@@ -43,27 +48,28 @@ def restore_final(
     if restored is None:
         raise UserError(f"{workdir}: holds no whole checkpoint; train first")
     demand_same_data(restored, task.data.fingerprints)
-    return restored
+    program = make_program(config, task, parallel, units, at=max(restored.step - 1, 0))
+    state = pretrained.complete(config, task, program, restored.state, restored.meta)
+    return restored._replace(state=state)
 
 
 def final_figures(
     config: Any, task: Task, parallel: Parallel, state: TrainState
 ) -> tuple[dict[str, float], list[Section]]:
-    """Measures a trained state, which is on devices, on the validation and the test split.
+    """Measures a trained state, which is on devices, on the tests and the validation split.
 
     Returns:
-      Figures as 'test/accuracy', and what the task has to say of its predictions.
+      Figures as 'test/accuracy', and what the task has to say of its predictions on every test, or else on validation.
     """
     figures: dict[str, float] = {}
     sections: list[Section] = []
     predict = parallel.map(task.predict)
-    for split in ("test", "validation"):
-        if split in task.data.sizes:
-            outputs = predict_split(config, task, parallel, predict, state, split)
-            figures |= {
-                f"{split}/{name}": value for name, value in task.measure(outputs, True).items()
-            }
-            sections = sections or task.describe(outputs, split)
+    tests = [split for split in in_order(task.data.sizes) if is_test(split)]
+    for split in [*tests, "validation"] if "validation" in task.data.sizes else tests:
+        outputs = predict_split(config, task, parallel, predict, state, split)
+        figures |= {f"{split}/{name}": value for name, value in task.measure(outputs, True).items()}
+        if is_test(split) or not tests:
+            sections += task.describe(outputs, split)
     return figures, sections
 
 
@@ -76,16 +82,15 @@ def finish(
     last = parallel.take_state(state)
     step = trained.step
     if config.eval.final == "best" and trained.best and trained.best["step"] != step:
-        restored = restore_final(config, workdir, task, last, report=writer.say)
+        restored = restore_final(config, workdir, task, parallel, report=writer.say)
         state, step = parallel.put_state(restored.state), restored.step
         writer.say(f"the final figures are of step {step:,}, the best by {config.checkpoint.best}")
     figures, sections = final_figures(config, task, parallel, state)
-    tested = {
-        name.removeprefix("test/"): v for name, v in figures.items() if name.startswith("test/")
-    }
-    if tested:
-        writer.log(trained.step, "test", tested)
-    total = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(last.params))
+    for split in filter(is_test, in_order(task.data.sizes)):
+        head = f"{split}/"
+        tested = {k.removeprefix(head): v for k, v in figures.items() if k.startswith(head)}
+        writer.log(trained.step, split, tested)
+    rows = parameter_table(config, task, parallel, durations(config, task, 1000.0))
     summary = {
         **figures,
         "steps": trained.step,
@@ -97,8 +102,8 @@ def finish(
         ),
         **trained.clock.summary(config.train.batch_size),
         "peak_memory_bytes": peak_memory_bytes(),
-        "params_total": total,
-        "params_trainable": total,
+        "params_total": sum(row.size for row in rows),
+        "params_trainable": sum(row.size for row in rows if row.trainable),
         "params_sha256": params_sha256(last.params),
     }
     writer.write_summary(summary)

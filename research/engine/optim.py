@@ -1,4 +1,4 @@
-"""From a config to an optax transformation, and the table of what it does to each parameter.
+"""From a config to an optax transformation.
 
 The optimizer is a function of optax, looked up by its name ('adamw', 'contrib.muon'); its options are that function's
 own arguments. In front of it stand, in this order, the clipping of the gradient's global norm and the weight decay,
@@ -6,29 +6,24 @@ unless the optimizer brings its own.
 """
 
 import inspect
-import io
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from research.config import first_line
 from research.engine.schedules import Schedule, make_schedule, schedule_options
-from research.engine.state import named_leaves
-from research.engine.text import print_table
+from research.engine.state import named_leaves, path_name
 from research.errors import UserError, UserErrors, nearest
+from research.groups import Treatment, starts
 from research.task import Params
 
 __all__ = [
     "make_optimizer",
     "optimizer_options",
-    "parameter_table",
     "schedule_options",
-    "write_parameter_table",
 ]
 
 OWN_KEYS = (
@@ -60,7 +55,12 @@ EXCLUDED = (
 
 
 def make_optimizer(
-    config: Any, *, total_steps: int, to_steps: Callable[[str], int]
+    config: Any,
+    *,
+    total_steps: int,
+    to_steps: Callable[[str], int],
+    table: dict[str, Treatment] | None = None,
+    at: int = 0,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Builds clipping, weight decay and the optimizer, chained in this order, and the learning rate's schedule.
 
@@ -73,10 +73,16 @@ def make_optimizer(
     - adam, sgd, rmsprop, adagrad, radam, novograd and all others see decay * p added to the clipped gradient: the L2
       penalty that PyTorch's optimizers of these names call weight_decay.
 
+    What is clipped, decayed and updated is the tree that the step hands over: what is frozen is not in it. Where groups
+    begin at different steps, each beginning has an optimizer of its own, whose counts start there and whose learning
+    rate follows the schedule of the whole run.
+
     Args:
       config: the section `config.optimizer`.
       total_steps: of the whole run.
       to_steps: turns a duration such as 'percent=5' into steps.
+      table: what becomes of each parameter; None trains all of them alike.
+      at: the step that is to be made: groups that begin later are not there yet.
 
     Returns:
       The transformation, and the schedule: step [] -> learning rate [] float32.
@@ -108,13 +114,35 @@ def make_optimizer(
     if errors:
         raise UserErrors(errors)
 
+    table = table or {}
+    factors = {path: t.lr for path, t in table.items() if t.start is not None and t.lr != 1.0}
+    begun = starts(table) or [0]
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if len(begun) == 1:
+        return optax.chain(*clip, *_update(config, given, schedule, factors)), schedule
+    parts = {
+        f"from_{start}": optax.chain(*_update(config, given, _later(schedule, start), factors))
+        for start in begun
+        if start <= at
+    }
+
+    def labels(params: Params) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: f"from_{table[path_name(path)].start}", params
+        )
+
+    return optax.chain(*clip, optax.partition(parts, labels)), schedule
+
+
+def _update(
+    config: Any, given: dict[str, Any], schedule: Schedule, factors: dict[str, float]
+) -> list[optax.GradientTransformation]:
+    """Weight decay, the optimizer, and the groups' factors of the learning rate."""
     parts = []
-    if config.clip_norm:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
     function = _optimizers()[config.name]
     decay, mask = _decay_arguments(function)
     if decay:
-        given |= {decay: config.weight_decay, mask: decay_mask(config.decay_exclude)}
+        given = given | {decay: config.weight_decay, mask: decay_mask(config.decay_exclude)}
     elif config.weight_decay:
         parts.append(
             optax.add_decayed_weights(config.weight_decay, decay_mask(config.decay_exclude))
@@ -127,7 +155,20 @@ def make_optimizer(
                 f"config.optimizer: optax.{config.name} does not take these options: {first_line(error)}"
             ]
         ) from error
-    return optax.chain(*parts), schedule
+    if factors:
+        parts.append(
+            optax.stateless(
+                lambda updates, params: jax.tree_util.tree_map_with_path(
+                    lambda path, u: u * factors.get(path_name(path), 1.0), updates
+                )
+            )
+        )
+    return parts
+
+
+def _later(schedule: Schedule, start: int) -> Schedule:
+    """The schedule of the whole run, for an optimizer that counts from `start`."""
+    return lambda step: schedule(step + start)
 
 
 def optimizer_options(name: str) -> dict[str, Any]:
@@ -168,74 +209,6 @@ def unmatched_patterns(patterns: Iterable[str], paths: Iterable[str]) -> list[st
     """Returns the patterns that are found in none of the parameter paths."""
     paths = list(paths)
     return [pattern for pattern in patterns if not any(re.search(pattern, path) for path in paths)]
-
-
-class Row(NamedTuple):
-    """What the optimizer does to a parameter."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    group: str
-    trainable: bool
-    optimizer_bytes: int  # of state kept for it
-
-
-def parameter_table(params: Params, tx: optax.GradientTransformation) -> list[Row]:
-    """Returns a row for each parameter, in the order of the tree.
-
-    Args:
-      params: arrays or their shapes.
-      tx: whose state is measured. A state array belongs to the parameter whose path its own path ends with (the longest
-        such); step counts belong to none.
-    """
-    leaves = named_leaves(params)
-    state_bytes = dict.fromkeys(leaves, 0)
-    for path, leaf in named_leaves(jax.eval_shape(tx.init, params)).items():
-        parts = path.split("/")
-        ends = ("/".join(parts[i:]) for i in range(len(parts)))
-        owner = next((end for end in ends if end in leaves), None)
-        if owner is not None:
-            state_bytes[owner] += leaf.size * leaf.dtype.itemsize
-    return [
-        Row(path, tuple(leaf.shape), str(leaf.dtype), "all", True, state_bytes[path])
-        for path, leaf in leaves.items()
-    ]
-
-
-def format_parameter_table(rows: list[Row]) -> str:
-    """Returns the table as aligned text, with the totals in its last lines."""
-    out = io.StringIO()
-    cells = [
-        (
-            row.path,
-            "x".join(map(str, row.shape)) or "scalar",
-            row.dtype,
-            row.group,
-            "trainable" if row.trainable else "frozen",
-            row.optimizer_bytes,
-        )
-        for row in rows
-    ]
-    print_table(
-        ("path", "shape", "dtype", "group", "trained", "optimizer bytes"), cells, stream=out
-    )
-    count = {
-        flag: sum(int(np.prod(r.shape)) for r in rows if r.trainable is flag)
-        for flag in (True, False)
-    }
-    total = sum(row.optimizer_bytes for row in rows)
-    print(
-        f"\ntotal: {sum(count.values()):,} parameters, {count[True]:,} trainable, {count[False]:,} frozen; "
-        f"{total:,} optimizer bytes",
-        file=out,
-    )
-    return out.getvalue()
-
-
-def write_parameter_table(path: Path, tx: optax.GradientTransformation, params: Params) -> None:
-    """Writes parameters.txt."""
-    path.write_text(format_parameter_table(parameter_table(params, tx)))
 
 
 def _optimizers() -> dict[str, Callable]:

@@ -1,5 +1,6 @@
 """What a config and a task make: the optimizer, the pure step, and when things happen. Nothing runs here."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,12 +10,23 @@ import optax
 
 from research.config import defaults, first_line
 from research.durations import Durations, parse_duration
-from research.engine import optim
+from research.engine import optim, table
 from research.engine.parallel import Parallel
-from research.engine.state import TrainState, create, named_leaves
-from research.engine.step import make_train_step
+from research.engine.state import (
+    Keep,
+    TrainState,
+    create,
+    join,
+    named_leaves,
+    path_name,
+    split,
+)
+from research.engine.step import TrainStep, make_train_step
 from research.errors import UserError, UserErrors
+from research.groups import Treatment, starts, treatments
 from research.task import Task
+from research.transfer import lora
+from research.transfer.frozen_norm import hold_statistics
 
 
 class Plan(NamedTuple):
@@ -28,14 +40,22 @@ class Plan(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What is compiled from a config and a task."""
+    """What is compiled from a config and a task, for the steps in which the same parameters are trained."""
 
     tx: optax.GradientTransformation
     schedule: Callable[[Any], Any]
     create: Callable[
         [], TrainState
     ]  # the state before the first step, on the host's default device
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # pure; not compiled
+    make_step: Callable[[Task], TrainStep]  # the pure step of a task; not compiled
+    table: dict[str, Treatment]  # what becomes of each parameter in the whole run
+    trainable: Keep  # whether a parameter is trained in these steps
+    until: int | None  # the step at which more is trained; None: never
+    task: Task  # with frozen batch norms held
+
+    @property
+    def step(self) -> TrainStep:
+        return self.make_step(self.task)
 
 
 def durations(config: Any, task: Task, steps_per_minute: float | None = None) -> Durations:
@@ -46,25 +66,100 @@ def durations(config: Any, task: Task, steps_per_minute: float | None = None) ->
     return units._replace(total_steps=units.to_steps(config.train.duration))
 
 
-def make_program(config: Any, task: Task, parallel: Parallel, units: Durations) -> Program:
-    """Builds the optimizer and the pure step."""
+def make_program(
+    config: Any, task: Task, parallel: Parallel, units: Durations, at: int | None = 0
+) -> Program:
+    """Builds the optimizer and the pure step.
+
+    Args:
+      at: the step that is to be made; None: the last one, when everything is trained that ever is.
+
+    Raises:
+      UserErrors: what is wrong with the optimizer or the groups.
+    """
+    init = jax.eval_shape(task.init, jax.random.key(0))
+    paths = list(named_leaves(init[0]))
+    groups = config.optimizer.groups
+    if config.lora.rank and not groups:
+        groups = lora.groups(config.lora)
+    total = units.total_steps
+    treated = treatments(groups, paths, task.layers, units.to_steps, total)
+    begun = starts(treated)
+    at = begun[-1] if at is None else at
     tx, schedule = optim.make_optimizer(
-        config.optimizer, total_steps=units.total_steps or 0, to_steps=units.to_steps
+        config.optimizer, total_steps=total or 0, to_steps=units.to_steps, table=treated, at=at
     )
-    step = make_train_step(
-        task,
-        tx,
-        seed=config.seed,
-        micro_batches=config.train.micro_batches,
-        ema=config.train.ema,
-        axis_name=parallel.axis_name,
+    trained = frozenset(
+        path for path, t in treated.items() if t.start is not None and t.start <= at
     )
-    return Program(
-        tx,
-        schedule,
-        jax.jit(lambda: create(task, tx, seed=config.seed, ema=config.train.ema)),
-        step,
+    trainable = trained.__contains__
+    if len(trained) < len(paths) and jax.tree.leaves(init[1]):
+        # A module is frozen with all of its parameters.
+        alive = frozenset(path.rpartition("/")[0] for path in trained)
+        task = hold_statistics(task, lambda path: path not in alive, config.train.frozen_batch_norm)
+
+    def make_step(task: Task) -> TrainStep:
+        return make_train_step(
+            task,
+            tx,
+            seed=config.seed,
+            micro_batches=config.train.micro_batches,
+            ema=config.train.ema,
+            axis_name=parallel.axis_name,
+            trainable=trainable,
+        )
+
+    def make_state() -> TrainState:
+        return create(task, tx, seed=config.seed, ema=config.train.ema, trainable=trainable)
+
+    until = next((start for start in begun if start > at), None)
+    return Program(tx, schedule, jax.jit(make_state), make_step, treated, trainable, until, task)
+
+
+def stored(config: Any, task: Task, program: Program, state: TrainState) -> TrainState:
+    """Returns what of a state, or of its shapes, a checkpoint holds: not a base under adapters, and no constants."""
+    inside, _ = split(state.params, in_checkpoint(config, program))
+    constants = task.constants_in
+    return dataclasses.replace(
+        state,
+        params=inside,
+        model_state={k: v for k, v in state.model_state.items() if k not in constants},
     )
+
+
+def in_checkpoint(config: Any, program: Program) -> Keep:
+    """Whether a checkpoint holds a parameter."""
+    if not config.lora.rank:
+        return lambda path: True
+    return lambda path: lora.is_adapter(path) or program.table[path].start is not None
+
+
+def state_shapes(
+    config: Any, task: Task, parallel: Parallel, units: Durations
+) -> Callable[[int], TrainState]:
+    """Returns step -> the shapes and dtypes of what a checkpoint of that many steps holds."""
+
+    def shapes(step: int) -> TrainState:
+        program = make_program(config, task, parallel, units, at=max(step - 1, 0))
+        return stored(config, task, program, jax.eval_shape(program.create))
+
+    return shapes
+
+
+def thaw(state: TrainState, program: Program) -> TrainState:
+    """Returns a state, NumPy leaves, as the program of the next steps takes it: what begins there begins anew.
+
+    The moments, counts and averages of what was trained before go on; those of what begins start from nothing, and an
+    average from the parameters as they are.
+    """
+    trained, _ = split(state.params, program.trainable)
+    fresh = jax.device_get(jax.jit(program.tx.init)(trained))
+    before = named_leaves(state.opt_state)
+    opt_state = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: before.get(path_name(path), leaf), fresh
+    )
+    ema = None if state.ema is None else join(state.ema, trained)
+    return dataclasses.replace(state, opt_state=opt_state, ema=ema)
 
 
 def make_plan(config: Any, task: Task, units: Durations) -> Plan:
@@ -99,7 +194,8 @@ def problems(config: Any, task: Task, parallel: Parallel) -> list[str]:
     try:
         shapes = jax.eval_shape(program.create)
         # Some options are looked at only here. The whole step takes longer to trace; the rest of it has no options.
-        jax.eval_shape(program.tx.update, shapes.params, shapes.opt_state, shapes.params)
+        trained, _ = split(shapes.params, program.trainable)
+        jax.eval_shape(program.tx.update, trained, shapes.opt_state, trained)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         return [
             f"config.optimizer: optax.{config.optimizer.name} does not take these options: {first_line(error)}"
@@ -114,10 +210,12 @@ def problems(config: Any, task: Task, parallel: Parallel) -> list[str]:
     return lines + _best_problems(config, task, shapes) + _final_problems(config, task)
 
 
-def state_shapes(config: Any, task: Task, parallel: Parallel) -> TrainState:
-    """Returns the shapes and dtypes of a run's state, without making it."""
-    program = make_program(config, task, parallel, durations(config, task, steps_per_minute=1.0))
-    return jax.eval_shape(program.create)
+def parameter_table(
+    config: Any, task: Task, parallel: Parallel, units: Durations
+) -> list[table.Row]:
+    """Returns a row for each parameter: what becomes of it in the whole run."""
+    program = make_program(config, task, parallel, units, at=None)
+    return table.parameter_table(jax.eval_shape(program.create).params, program.tx, program.table)
 
 
 def in_minutes(config: Any) -> bool:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from research.data.source import in_order, is_part, is_test
 from research.engine import files, page
 from research.engine.plots import line_plot
 from research.engine.text import duration, figure, number
 from research.task import Section
-
-SPLITS = ("train", "validation", "test")
 
 
 def write_report(workdir: str | os.PathLike, sections: Sequence[Section] = ()) -> Path:
@@ -72,7 +71,7 @@ def _head(title: str, workdir: Path, run: dict[str, Any]) -> str:
 def _main_figure(config: dict[str, Any], figures: dict[str, dict[str, Any]]) -> tuple[str, str]:
     """(split, name) of the figure that the run is judged by; ('', '') where there is none."""
     wanted = config.get("checkpoint", {}).get("best", "").partition("/")[2]
-    for split in reversed(SPLITS):
+    for split in ("test", "validation", "train"):
         names = [name for name, row in figures.items() if split in row]
         if wanted in names:
             return split, wanted
@@ -120,15 +119,15 @@ def _tiles(summary: dict[str, Any]) -> str:
 
 
 def _curves(lines: list[dict[str, Any]]) -> str:
-    """One plot for each figure of training or validation, the test value in it."""
+    """One plot for each figure of training or validation, the values of the tests in it."""
     series: dict[str, dict[str, tuple[list, list]]] = {}
-    tests: dict[str, tuple[float, float]] = {}
+    tests: dict[str, dict[str, tuple[float, float]]] = {}
     for line in lines:
         for name, value in line.items():
             if name in ("step", "split") or not isinstance(value, int | float):
                 continue
-            if line["split"] == "test":
-                tests[name] = line["step"], value
+            if is_test(line["split"]):
+                tests.setdefault(name, {})[line["split"]] = line["step"], value
             else:
                 xs, ys = series.setdefault(name, {}).setdefault(line["split"], ([], []))
                 xs.append(line["step"])
@@ -138,10 +137,10 @@ def _curves(lines: list[dict[str, Any]]) -> str:
     return "".join(
         line_plot(
             name,
-            {split: series[name][split] for split in SPLITS if split in series[name]},
+            {split: series[name][split] for split in in_order(series[name])},
             xlabel="step",
             ylabel=name,
-            marks={"test": tests[name]} if name in tests else None,
+            marks=tests.get(name),
         )
         for name in names
     )
@@ -154,7 +153,7 @@ def _final_figures(
     flat: dict[str, Any] = {}
     for line in lines:
         flat |= {f"{line['split']}/{k}": v for k, v in line.items() if k not in ("step", "split")}
-    flat |= {key: value for key, value in summary.items() if key.partition("/")[0] in SPLITS}
+    flat |= {key: value for key, value in summary.items() if is_part(key.partition("/")[0])}
     figures: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         split, _, name = key.partition("/")
@@ -167,7 +166,9 @@ def _final_figures(
 def _final_table(figures: dict[str, dict[str, Any]]) -> str:
     measured = {name: row for name, row in figures.items() if row.keys() - {"train"}}
     figures = measured or figures  # without what is known of training steps only: gradient norms
-    splits = [split for split in reversed(SPLITS) if any(split in row for row in figures.values())]
+    there = in_order({split for row in figures.values() for split in row})
+    others = [split for split in there if not is_test(split)]
+    splits = [*filter(is_test, there), *reversed(others)]
     if not splits:
         return ""
     head = "".join(f"<th>{html.escape(word)}</th>" for word in ("figure", *splits))

@@ -10,16 +10,27 @@ import jax
 
 from research.data.prefetch import stream
 from research.durations import Durations
-from research.engine import diagnose, files, optim
-from research.engine.checkpoint import Checkpoints, Restored, demand_same_data
+from research.engine import diagnose, features, files, pretrained, table
+from research.engine.checkpoint import Checkpoints
 from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
 from research.engine.preemption import EXIT_CODE, StopRequest
-from research.engine.program import Plan, best_name, durations, in_minutes, make_plan, make_program
+from research.engine.program import (
+    Program,
+    best_name,
+    durations,
+    in_minutes,
+    make_plan,
+    make_program,
+    parameter_table,
+    stored,
+    thaw,
+)
+from research.engine.start import restore, start
 from research.engine.state import TrainState
 from research.engine.window import Clock, Window
 from research.engine.writer import Writer
-from research.errors import UserError
+from research.groups import starts
 from research.task import Task
 
 
@@ -74,30 +85,38 @@ def _train(
             config, task, parallel
         )
     units = durations(config, task, steps_per_minute)
-    program = make_program(config, task, parallel, units)
     plan = make_plan(config, task, units)
-    shapes = jax.eval_shape(program.create)
 
-    restored = _start(config, task, plan, checkpoints, shapes, writer)
-    optim.write_parameter_table(workdir / "parameters.txt", program.tx, shapes.params)
+    def enter(at: int, host: TrainState) -> tuple[Program, TrainState]:
+        """Returns the program of the steps from `at` on, and a state as it takes it."""
+        program = make_program(config, task, parallel, units, at=at)
+        if at and at in starts(program.table):
+            host = thaw(host, program)
+        placed = features.cached(config, program, host, parallel, writer.say)
+        return program._replace(task=placed), parallel.put_state(host)
+
+    begun = start(config, task, plan, parallel, units, checkpoints, writer.say)
+    first, meta = begun.step, begun.meta
+    rows_of = parameter_table(config, task, parallel, units)
+    files.write_text(workdir / "parameters.txt", table.format_table(rows_of))
     files.write_json(workdir / "data_report.json", task.data.report)
-    first = restored.step if restored else 0
-    meta = restored.meta if restored else {}
+    if any(row.treatment != rows_of[0].treatment or not row.trainable for row in rows_of):
+        for line in table.summarize(rows_of):
+            writer.say(line)
+    program, state = enter(first, begun.state)
+    base = pretrained.base_of(config, task, program, begun.state).hashes()
     best: dict[str, Any] | None = meta.get("best")
-    state = parallel.put_state(restored.state if restored else program.create())
     writer.start_run(
         first,
         task.data.fingerprints,
-        {"steps_per_minute": plan.steps_per_minute},
+        {
+            "steps_per_minute": plan.steps_per_minute,
+            **({"base": base} if base else {}),
+        },
         total_steps=plan.total,
     )
 
     rows = parallel.rows(config.train.batch_size)
-
-    def load(n: int) -> Any:
-        return parallel.put_batch(task.data.train_batch(n, rows))
-
-    predict = parallel.map(task.predict)
     window = Window(meta.get("window"))
     clock = Clock(meta.get("timing"))
     pending: tuple[int, dict[str, Any]] | None = None
@@ -114,7 +133,7 @@ def _train(
             window.add(values)
 
     def save(step: int) -> None:
-        host = parallel.take_state(state)
+        host = stored(config, task, program, parallel.take_state(state))
         if bad := diagnose.first_bad({"params": host.params, "opt_state": host.opt_state}):
             raise diagnose.NonFinite(step - 1, {}, bad)
         writer.flush()
@@ -125,103 +144,81 @@ def _train(
             "window": window.to_json(),
             "timing": clock.to_json(),
             "steps_per_minute": plan.steps_per_minute,
+            "table": table.stored(program.table),
+            "base": base,
         }
         checkpoints.save(step, host, meta, best=best["step"] if best else None)
 
     step = first
-    compiled = None
+    waited = 0.0
+    stopping = False
     try:
-        with stream(
-            task.data.train_batch, rows, first, plan.total, config.data, parallel.put_batch
-        ) as batches:
-            for n, batch in batches:
-                if compiled is None:
-                    with clock.measure("seconds_compile"):
-                        compiled = parallel.compile_train(program.step, state, batch)
-                    clock.start()
-                state, metrics = compiled(state, batch)
-                collect()  # the figures of the step before, while this one runs
-                pending = (n, metrics)
-                step = n + 1
-                writer.tick(step)
-                if n == first:
-                    clock.put("seconds_to_first_step", time.perf_counter() - began)
-                last = step == plan.total
-                log = _due(step, plan.log_every) or last
-                evaluate = _due(step, plan.eval_every) or (last and plan.eval_every)
-                keep = _due(step, plan.save_every) or last
-                if not (log or evaluate or keep or stop):
-                    continue
+        while step < plan.total and not stopping:  # once, or once for each thaw of a group
+            if step > first:
+                program, state = enter(step, parallel.take_state(state))
+            compiled = None
+            predict = parallel.map(program.task.predict)
+            until = min(program.until or plan.total, plan.total)
+            with stream(
+                program.task.data.train_batch, rows, step, until, config.data, parallel.put_batch
+            ) as batches:
+                for n, batch in batches:
+                    if compiled is None:
+                        with clock.measure("seconds_compile", apart=n > first):
+                            compiled = parallel.compile_train(program.step, state, batch)
+                        if n == first:
+                            clock.start()
+                    state, metrics = compiled(state, batch)
+                    collect()  # the figures of the step before, while this one runs
+                    pending = (n, metrics)
+                    step = n + 1
+                    writer.tick(step)
+                    if n == first:
+                        clock.put("seconds_to_first_step", time.perf_counter() - began)
+                    last = step == plan.total
+                    log = _due(step, plan.log_every) or last
+                    evaluate = _due(step, plan.eval_every) or (last and plan.eval_every)
+                    keep = _due(step, plan.save_every) or last
+                    if not (log or evaluate or keep or stop):
+                        continue
+                    collect()
+                    if log:
+                        rate = clock.rate((step - first) * config.train.batch_size)
+                        figures = window.take() | {"learning_rate": float(program.schedule(n))}
+                        writer.log(step, "train", figures, {"examples_per_second": rate})
+                    if evaluate:
+                        with clock.measure("seconds_evaluation", apart=True):
+                            outputs = predict_split(
+                                config, program.task, parallel, predict, state, "validation"
+                            )
+                            figures = task.measure(outputs, False)
+                            writer.log(step, "validation", figures)
+                        if _better(config, figures, best):
+                            best = {"step": step, "value": figures[best_name(config)]}
+                            keep = True
+                    stopping = bool(stop) and not last  # read once: a signal may come at any moment
+                    if keep or stopping:
+                        clock.put("seconds_data_wait", waited + batches.waited)
+                        clock.put("steps_timed", step - first)
+                        with clock.measure("seconds_checkpoint"):
+                            save(step)
+                    if stopping:
+                        break
                 collect()
-                if log:
-                    rate = clock.rate((step - first) * config.train.batch_size)
-                    figures = window.take() | {"learning_rate": float(program.schedule(n))}
-                    writer.log(step, "train", figures, {"examples_per_second": rate})
-                if evaluate:
-                    with clock.measure("seconds_evaluation", apart=True):
-                        figures = task.measure(
-                            predict_split(config, task, parallel, predict, state, "validation"),
-                            False,
-                        )
-                        writer.log(step, "validation", figures)
-                    if _better(config, figures, best):
-                        best = {"step": step, "value": figures[best_name(config)]}
-                        keep = True
-                stopping = bool(stop)  # read once: a signal may come at any moment
-                if keep or stopping:
-                    clock.put("seconds_data_wait", batches.waited)
-                    clock.put("steps_timed", step - first)
-                    with clock.measure("seconds_checkpoint"):
-                        save(step)
-                if stopping and not last:
-                    break
-            clock.put("seconds_data_wait", batches.waited)
-            clock.put("steps_timed", step - first)
+                waited += batches.waited
+                clock.put("seconds_data_wait", waited)
+                clock.put("steps_timed", step - first)
     except diagnose.NonFinite as error:
         checkpoints.wait()
-        _explain(
-            error, task, parallel, program, checkpoints, shapes, compiled, load, writer, config.seed
-        )
+        _explain(error, config, task, plan, parallel, units, checkpoints, enter, writer)
         raise
     checkpoints.wait()
-    if step < plan.total:
+    if stopping:
         writer.say(
             f"{stop.signal}: saved at step {step:,} of {plan.total:,}; the same command goes on"
         )
         return Trained(EXIT_CODE, step, None, best, clock)
     return Trained(0, step, state, best, clock)
-
-
-def _start(
-    config, task: Task, plan: Plan, checkpoints: Checkpoints, shapes: TrainState, writer: Writer
-) -> Restored | None:
-    """Returns where the run starts; None is scratch.
-
-    Raises:
-      UserError: config.resume cannot be gone on from, or the data is not what it was.
-    """
-    # 1. Its own newest whole checkpoint;
-    restored = checkpoints.restore(shapes, report=writer.say)
-    # 2. the newest of the run that config.resume names;
-    if restored is None and config.resume:
-        other = Checkpoints(Path(config.resume), read_only=True)
-        restored = other.restore(shapes, report=writer.say)
-        other.close()
-        if restored is None:
-            raise UserError(f"config.resume={config.resume}: holds no whole checkpoint")
-        if restored.step >= plan.total:
-            raise UserError(
-                f"config.train.duration={config.train.duration}: ends at step {plan.total:,}, but the run that "
-                f"config.resume names is at {restored.step:,} already; give a longer one"
-            )
-        # Its best checkpoint and its time are not this run's.
-        restored = restored._replace(meta=restored.meta | {"best": None, "timing": None})
-    # 3. scratch.
-    if restored is None:
-        return None
-    demand_same_data(restored, task.data.fingerprints)
-    writer.say(f"going on from step {restored.step:,}")
-    return restored
 
 
 def _due(step: int, every: int) -> bool:
@@ -240,8 +237,9 @@ def _better(config, figures: dict[str, float], best: dict[str, Any] | None) -> b
 def _pace(config, task: Task, parallel: Parallel, steps: int = 10) -> float:
     """Returns steps a minute, measured on a state that is thrown away."""
     units = Durations(config.train.batch_size, task.data.sizes["train"], 1.0, 1000)
-    program = make_program(config, task, parallel, units)
-    state = parallel.put_state(program.create())
+    program = make_program(config, task, parallel, units, at=None)
+    host = jax.device_get(program.create())
+    state = parallel.put_state(pretrained.with_constants(task, host))
     batch = parallel.put_batch(task.data.train_batch(0, parallel.rows(config.train.batch_size)))
     step = parallel.compile_train(program.step, state, batch)
     state, _ = step(state, batch)
@@ -253,32 +251,35 @@ def _pace(config, task: Task, parallel: Parallel, steps: int = 10) -> float:
     return steps * 60 / (time.perf_counter() - began)
 
 
-def _explain(
-    error, task, parallel, program, checkpoints, shapes, compiled, load, writer, seed
-) -> None:
+def _explain(error, config, task, plan, parallel, units, checkpoints, enter, writer) -> None:
     """Goes back to the last whole checkpoint and forward to the bad step, and names what went wrong there.
 
     A run is a pure function of its config, so the state before the bad step can be had again; nothing
     has to be kept for it while all goes well.
     """
-    restored = checkpoints.restore(shapes, report=writer.say)
-    first = restored.step if restored else 0
+    begun = restore(config, task, parallel, units, checkpoints, writer.say)
+    kept = begun is not None
+    begun = begun or start(config, task, plan, parallel, units, checkpoints, writer.say)
+    first = begun.step
     writer.say(
         f"step {error.step + 1:,}: not finite; going from step {first:,} to it again to find the cause"
     )
-    state = parallel.put_state(restored.state if restored else program.create())
+    program, state = enter(first, begun.state)
+    compiled = None
+    rows = parallel.rows(config.train.batch_size)
     for n in range(first, error.step):
-        state, _ = compiled(state, load(n))
+        if n == program.until:
+            program, state = enter(n, parallel.take_state(state))
+            compiled = None
+        batch = parallel.put_batch(program.task.data.train_batch(n, rows))
+        compiled = compiled or parallel.compile_train(program.step, state, batch)
+        state, _ = compiled(state, batch)
     host = parallel.take_state(state)
-    batch = task.data.train_batch(error.step, slice(None))
-    where, ids = diagnose.explain(task, host, batch, seed, parallel.axis_name)
+    batch = program.task.data.train_batch(error.step, slice(None))
+    where, ids = diagnose.explain(program.task, host, batch, config.seed, parallel.axis_name)
     shown = ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
     error.args = (
         f"step {error.step + 1:,}: the loss is not finite. First bad tensor: {where}. Examples: {shown}. "
-        + (
-            f"The checkpoint of step {first:,} is kept"
-            if restored
-            else "No checkpoint had been made"
-        )
+        + (f"The checkpoint of step {first:,} is kept" if kept else "No checkpoint had been made")
         + "; try a smaller config.optimizer.learning_rate, or config.optimizer.clip_norm=1.0",
     )

@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from research.data.source import PARTS_WORDS, is_part
 from research.engine import files
 from research.engine.environment import differences, environment
 from research.engine.progress import Lines, Progress, make_progress
 from research.engine.tensorboard import TensorBoard
-
-SPLITS = ("train", "validation", "test")
 
 
 class Writer:
@@ -91,15 +90,15 @@ class Writer:
 
         Args:
             step: updates made so far.
-            split: 'train', 'validation' or 'test'.
+            split: 'train', 'validation', 'test' or 'test_NAME'.
             metrics: what the run computed; the same in every run of the same bits.
             timing: what the clock says, such as 'examples_per_second'. Never in metrics.jsonl.
 
         Raises:
             ValueError: an unknown split, or a metric named 'step' or 'split'.
         """
-        if split not in SPLITS or not {"step", "split"}.isdisjoint(metrics):
-            raise ValueError(f"split {split!r} must be one of {SPLITS}; no metric is step or split")
+        if not is_part(split) or not {"step", "split"}.isdisjoint(metrics):
+            raise ValueError(f"split {split!r} must be {PARTS_WORDS}; no metric is step or split")
         values = {name: float(metrics[name]) for name in sorted(metrics)}
         line = json.dumps({"step": int(step), "split": split, **values}).encode() + b"\n"
         if line not in self._again:

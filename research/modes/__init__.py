@@ -43,11 +43,11 @@ def demand(config: Any, mistakes: list[str], flags: Any) -> Path:
     """Returns the workdir.
 
     Raises:
-      UserErrors: the config has mistakes, --workdir is missing, or config.resume names no run.
+      UserErrors: the config has mistakes, --workdir is missing, or another run that it names will not do.
     """
     from research.errors import UserErrors
 
-    lines = [*mistakes, *resume_problems(config, flags)]
+    lines = [*mistakes, *resume_problems(config, flags), *teacher_problems(config, flags)]
     if not flags.workdir:
         lines.append("give --workdir=runs/NAME, the directory of the run")
     if lines:
@@ -66,14 +66,24 @@ def resume_problems(config: Any, flags: Any) -> list[str]:
     return [f"config.resume={config.resume}: holds no checkpoints; name the workdir of a run"]
 
 
-def build(config: Any) -> tuple[Any, Any]:
+def teacher_problems(config: Any, flags: Any) -> list[str]:
+    """Says so if the run is to be its own teacher."""
+    path = config.distill.teacher
+    if not path or not flags.workdir or Path(path).resolve() != Path(flags.workdir).resolve():
+        return []
+    return [f"config.distill.teacher={path}: is --workdir itself; name another run"]
+
+
+def build(config: Any, *, begun: bool = False) -> tuple[Any, Any]:
     """Returns the layout and the task of a config.
+
+    Args:
+      begun: the run goes on from a checkpoint, so pretrained values are not looked at.
 
     Raises:
       UserErrors: what can be known only with the data at hand and the devices counted.
     """
-    from research.config import find_module
-    from research.engine import parallel, program
+    from research.engine import parallel, pretrained, program
     from research.errors import UserError, UserErrors
 
     parallel.configure(cpu_devices=config.parallel.cpu_devices)
@@ -92,22 +102,46 @@ def build(config: Any) -> tuple[Any, Any]:
         )
     task = None
     try:
-        task = find_module("tasks", config.task.name).build(config, axis_name=layout.axis_name)
+        task = make_task(config, layout)
     except UserErrors as errors:
         lines += errors.lines
     except UserError as error:
         lines.append(str(error))
     if task is not None:
         lines += program.problems(config, task, layout)
+        if not lines and not begun:
+            lines += pretrained.problems(config, task)
     if lines:
         raise UserErrors(lines)
     return layout, task
 
 
+def make_task(config: Any, layout: Any) -> Any:
+    """Returns the task of a config, with its adapters and its teacher."""
+    import jax
+
+    from research.config import find_module
+    from research.engine.state import named_leaves
+    from research.engine.teacher import with_teacher
+    from research.errors import UserErrors
+    from research.transfer import lora
+
+    task = find_module("tasks", config.task.name).build(config, axis_name=layout.axis_name)
+    adapted = lora.adapt(task, config.lora)
+    if config.lora.rank:
+        key = jax.random.key(0)
+        shapes = [named_leaves(jax.eval_shape(t.init, key)[0]) for t in (task, adapted)]
+        if lines := lora.problems(config.lora, *shapes):
+            raise UserErrors(lines)
+    return with_teacher(config, layout, adapted, lambda other: make_task(other, layout))
+
+
 def restore(config: Any, workdir: Path) -> tuple[Any, Any, Any]:
     """Returns the layout, the task and the checkpoint that a trained model is used from."""
+    from research.config import as_trained
+
+    config = as_trained(config)
     layout, task = build(config)
     from research.engine.finish import restore_final
-    from research.engine.program import state_shapes
 
-    return layout, task, restore_final(config, workdir, task, state_shapes(config, task, layout))
+    return layout, task, restore_final(config, workdir, task, layout)

@@ -10,12 +10,17 @@ from research.errors import UserError, UserErrors
 
 
 def run(config: Any, mistakes: list[str], flags: Any) -> int:
-    layout, task = _build(config, [*mistakes, *modes.resume_problems(config, flags)])
+    found = [
+        *mistakes,
+        *modes.resume_problems(config, flags),
+        *modes.teacher_problems(config, flags),
+    ]
+    layout, task = _build(config, found)
 
     import jax
 
-    from research.engine import optim
-    from research.engine.program import durations, in_minutes, make_program
+    from research.engine import table
+    from research.engine.program import durations, in_minutes, make_program, parameter_table
     from research.engine.step import make_train_step
     from research.engine.text import print_table
 
@@ -26,10 +31,14 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     batch = task.data.train_batch(0, slice(None))
     part = {name: x[: len(x) // config.train.micro_batches] for name, x in batch.items()}
     # In one piece: XLA counts the body of a scan over micro-batches once.
-    whole = make_train_step(task, program.tx, seed=0, ema=config.train.ema)
+    whole = make_train_step(
+        program.task, program.tx, seed=0, ema=config.train.ema, trainable=program.trainable
+    )
     costs = jax.jit(whole).lower(state, batch).cost_analysis() or {}
 
-    print(optim.format_parameter_table(optim.parameter_table(state.params, program.tx)))
+    parameters = parameter_table(config, task, layout, units)
+    print(table.format_table(parameters))
+    print(*table.summarize(parameters), "", sep="\n")
     timed = config.train.duration.startswith("minutes")
     steps = config.train.duration if timed else f"{units.total_steps:,} steps"
     rows = [
@@ -48,7 +57,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         ("memory, EMA", _size(state.ema)),
         ("memory, model state", _size(state.model_state)),
         ("memory, optimizer", _size(state.opt_state)),
-        ("memory, activations", f"{_size(_kept(task, state, part))} kept for the gradient"),
+        ("memory, activations", f"{_size(_kept(program, state, part))} kept for the gradient"),
     ]
     if flags.compile:
         placed = layout.put_batch(batch)
@@ -85,21 +94,24 @@ def _build(config: Any, mistakes: list[str]) -> tuple[Any, Any]:
     raise UserErrors(dict.fromkeys(lines))
 
 
-def _kept(task: Any, state: Any, batch: Any) -> list[Any]:
+def _kept(program: Any, state: Any, batch: Any) -> list[Any]:
     """The shapes of what the forward pass keeps for the backward pass, parameters left out."""
     import jax
 
     from research.engine import rng
+    from research.engine.state import join, split
     from research.engine.step import STREAMS
 
     def forward(params, model_state, batch):
         rngs = rng.step_keys(0, jax.numpy.int32(0), STREAMS)
 
-        def total(params):
-            out = task.loss(params, model_state, batch, rngs)
+        trained, frozen = split(params, program.trainable)
+
+        def total(trained):
+            out = program.task.loss(join(trained, frozen), model_state, batch, rngs)
             return (out.losses * out.weights).sum()
 
-        _, backward = jax.vjp(total, params)
+        _, backward = jax.vjp(total, trained)
         known = {id(leaf) for leaf in jax.tree.leaves((params, batch))}
         return [leaf for leaf in jax.tree.leaves(backward) if id(leaf) not in known]
 

@@ -1,4 +1,4 @@
-"""Measures a trained model on its validation and test data, with intervals."""
+"""Measures a trained model on its tests and validation data, with intervals."""
 
 from typing import Any
 

@@ -22,7 +22,8 @@ def train(
     config: Any, path: Any, stop: preemption.StopRequest, steps_per_minute: float | None = None
 ) -> int:
     """Runs a config in a directory to its end, or to a saved stop; returns the exit code."""
-    layout, task = modes.build(config)
+    begun = (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
+    layout, task = modes.build(config, begun=begun)
     from research.engine.finish import finish
     from research.engine.train import train as train_loop
     from research.engine.writer import Writer

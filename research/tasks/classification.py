@@ -182,6 +182,7 @@ def build(
             eval_batch=eval_batch,
             fingerprints=data.fingerprints,
             report=data.report,
+            repeats=not any(v for k, v in config.data.augment.items() if k != "magnitude"),
         ),
         init=init,
         loss=loss,

@@ -1,1 +1,1 @@
-"""Pretrained weights in and out."""
+"""Pretrained weights in and out, and what is built on them."""

@@ -156,3 +156,30 @@ def test_a_cut_that_fails_is_listed_with_the_rest(pictures):
     pictures[3] = 7
     cut = lambda parts: (parts, ["class 'dog' has one picture"])  # noqa: E731
     assert len(clean(pictures, {"blank": "error"}, cut=cut).errors) == 2
+
+
+def test_no_test_loses_a_picture_to_another_split():
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), np.uint8)
+    images[2] = images[22] = images[27] = images[12]  # once in each part
+    images[28] = images[23]  # in both tests
+    images[29] = relit(images[24])  # nearly, in both tests
+    images[3] = relit(images[29])
+    parts = {"train": (0, 10), "validation": (10, 20), "test": (20, 25), "test_night": (25, 30)}
+    pool = Pool(
+        place="/pictures",
+        keys=np.array([f"{i:02d}.png" for i in range(30)]),
+        labels=np.zeros(30, np.int32),
+        class_names=("cat", "dog"),
+        parts={name: np.arange(*ends) for name, ends in parts.items()},
+        findings=find(images),
+        problems=[],
+    )
+    policy = KEEP | {"cross_split": "drop", "near_duplicate": "drop"}
+    judged = judge(pool, policy, lambda parts: (parts, []))
+    assert gone(judged) == [2, 3, 12]
+    assert {e["key"]: e["partner_split"] for e in judged.found["cross_split"]["listed"]} == {
+        "02.png": "test_night",
+        "12.png": "test_night",
+    }
+    assert judged.found["cross_split"]["total"] == 2  # tests are not held against one another
+    assert judge(pool, policy | {"cross_split": "error"}, lambda p: (p, [])).errors

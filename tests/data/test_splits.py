@@ -1,10 +1,11 @@
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from research.data.splits import fingerprint, make_splits, stratified, too_small
+from research.data.splits import fingerprint, group_errors, make_splits, stratified, too_small
 
 
 def make_digests(n, seed=0):
@@ -106,3 +107,93 @@ def test_a_fingerprint_is_the_sha256_of_keys_labels_and_digests():
         expected.update(f"{key}\0{label}\0".encode() + bytes(digests[i]))
     got = fingerprint(np.array(["b", "c", "a"]), np.array([0, 2, 1], np.int32), digests)
     assert got == expected.hexdigest()
+
+
+def grouped(n=600, groups=120, classes=4, seed=0):
+    """Labels, digests, keys and groups of n pictures, a third of which are in no group."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(0, groups, n)
+    labels = numbers % classes  # all of a group are of one class
+    names = np.array([f"g{number}" if number % 3 else "" for number in numbers])
+    return labels, make_digests(n), np.array([f"{i:05d}" for i in range(n)]), names
+
+
+def cut_groups(labels, digests, keys, groups, seed=0, validation=0.1, test=0.2):
+    parts = {"train": np.arange(len(labels))}
+    return make_splits(parts, labels, digests, keys, seed, validation, test, groups)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_lies_in_two_splits_and_the_shares_are_about_right(seed):
+    labels, digests, keys, groups = grouped()
+    splits = cut_groups(labels, digests, keys, groups, seed)
+    held = [set(groups[indices]) - {""} for indices in splits.values()]
+    assert len(set.union(*held)) == sum(map(len, held))
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(600))
+    for c in range(4):
+        mine = labels == c
+        largest = max(np.unique(groups[mine & (groups != "")], return_counts=True)[1])
+        # A group is taken if that is nearer: half of it too much at most, and one for the rounding of shares.
+        assert abs((labels[splits["test"]] == c).sum() - 0.2 * mine.sum()) <= largest / 2 + 1
+
+
+def test_order_and_names_of_grouped_pictures_do_not_matter_and_the_seed_does():
+    labels, digests, keys, groups = grouped()
+    before = cut_groups(labels, digests, keys, groups)
+    order = np.random.default_rng(1).permutation(len(labels))
+    after = cut_groups(labels[order], digests[order], keys[order], groups[order])
+    for split, indices in before.items():
+        assert set(order[after[split]]) == set(indices)
+    other = cut_groups(labels, digests, keys, groups, seed=1)
+    assert set(other["test"]) != set(before["test"])
+    # Other pixels, the same groups: the ticket is the group's, not the picture's.
+    named = groups != ""
+    again = cut_groups(labels[named], make_digests(named.sum(), 7), keys[named], groups[named])
+    first = cut_groups(labels[named], digests[named], keys[named], groups[named])
+    np.testing.assert_array_equal(again["test"], first["test"])
+
+
+def test_pictures_without_groups_are_cut_as_if_there_were_none():
+    labels, digests, keys, _ = grouped()
+    some = cut_groups(labels, digests, keys, np.full(600, ""))
+    none = cut_groups(labels, digests, keys, None)
+    for split in ("train", "validation", "test"):
+        np.testing.assert_array_equal(some[split], none[split])
+
+
+def test_a_group_is_of_the_class_of_its_first_member_by_key():
+    # Class 1 has nothing but the members of class 0's groups: each class's own groups are shared out apart.
+    labels = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    keys = np.array(list("abcdefgh"))
+    groups = np.array(["p", "p", "q", "q", "r", "r", "s", "s"])
+    splits = cut_groups(labels, make_digests(8), keys, groups, validation=0, test=0.25)
+    assert len(splits["test"]) == 2 and len(set(groups[splits["test"]])) == 1
+    assert sorted(labels[splits["test"]]) == [0, 1]
+
+
+def test_large_groups_leave_something_on_both_sides():
+    labels, keys = np.zeros(20, int), np.array([f"{i:02d}" for i in range(20)])
+    groups = np.array(["big"] * 12 + ["small"] * 8)
+    for seed in range(5):
+        splits = cut_groups(
+            labels, make_digests(20), keys, groups, seed=seed, validation=0, test=0.1
+        )
+        assert set(groups[splits["test"]]) == {"small"}  # nearer to 2 of 20
+
+
+def pool_of(labels, groups):
+    keys = np.array([f"{i}.png" for i in range(len(labels))])
+    return SimpleNamespace(
+        place="/p", keys=keys, labels=labels, groups=groups, class_names=("cat", "dog")
+    )
+
+
+def test_groups_that_cannot_be_kept_together_are_named():
+    labels, groups = np.array([0, 0, 0, 1, 1]), np.array(["a", "b", "", "c", "c"])
+    parts = {"train": np.array([0, 2, 3, 4]), "test": np.array([1])}
+    (line,) = group_errors(parts, ["validation"], pool_of(labels, groups))
+    assert "class 'dog' has one group, 'c'" in line and "validation" in line
+    assert group_errors(parts, [], pool_of(labels, groups)) == []
+    groups[1] = "a"
+    (line,) = group_errors(parts, [], pool_of(labels, groups))
+    assert "group 'a' lies in train (0.png) and in test (1.png)" in line

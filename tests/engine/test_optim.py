@@ -9,7 +9,10 @@ import pytest
 from research.config import defaults
 from research.durations import Durations
 from research.engine import optim
+from research.engine.state import named_leaves
+from research.engine.table import format_table, parameter_table, summarize
 from research.errors import UserErrors
+from research.groups import Treatment
 
 PARAMS = {
     "conv": {"kernel": np.float32([[0.5, -1.0], [2.0, 0.25]]), "bias": np.float32([1.0, -2.0])},
@@ -50,15 +53,15 @@ def run(name, **keys):
     params, state = PARAMS, tx.init(PARAMS)
     for grads in GRADS:
         params, state = step(params, state, grads)
-    return optim.named_leaves(params)
+    return named_leaves(params)
 
 
 def by_hand(rule, grads=GRADS):
     """Parameters after the three steps, by `rule(p, g, rate, t, memory, path) -> p` in float64."""
-    params = {path: np.float64(p) for path, p in optim.named_leaves(PARAMS).items()}
+    params = {path: np.float64(p) for path, p in named_leaves(PARAMS).items()}
     memory = {path: {} for path in params}
     for t, rate in enumerate(RATES):
-        flat = optim.named_leaves(grads[t])
+        flat = named_leaves(grads[t])
         params = {
             path: rule(p, np.float64(flat[path]), rate, t + 1, memory[path], path)
             for path, p in params.items()
@@ -189,21 +192,43 @@ def test_parameter_table_counts_each_parameters_state():
         "dense": {"kernel": jnp.zeros((3, 4))},
         "head": {"dense": {"kernel": jnp.zeros((5, 2), jnp.bfloat16)}, "scale": jnp.zeros(())},
     }
-    rows = {row.path: row for row in optim.parameter_table(params, build("adam", clip_norm=1.0)[0])}
+    treated = dict.fromkeys(named_leaves(params), Treatment(".*", 1.0, 0))
+    treated["head/scale"] = Treatment("head/scale", 0.0, None)
+
+    def table(tx):
+        return parameter_table(params, tx, treated)
+
+    rows = {row.path: row for row in table(build("adam", clip_norm=1.0)[0])}
     assert {path: row.optimizer_bytes for path, row in rows.items()} == {
         "dense/kernel": 2 * 12 * 4,
         "head/dense/kernel": 2 * 10 * 2,
-        "head/scale": 2 * 4,
+        "head/scale": 0,
     }
-    assert rows["head/dense/kernel"][1:5] == ((5, 2), "bfloat16", "all", True)
-    sgd = optim.parameter_table(params, build("sgd")[0])
-    assert sum(row.optimizer_bytes for row in sgd) == 0
+    assert rows["head/dense/kernel"][1:3] == ((5, 2), "bfloat16")
+    assert rows["head/dense/kernel"].trainable and not rows["head/scale"].trainable
+    assert sum(row.optimizer_bytes for row in table(build("sgd")[0])) == 0
 
 
-def test_written_table_holds_every_parameter_and_the_totals(tmp_path):
-    tx, _ = build("adam")
-    optim.write_parameter_table(tmp_path / "parameters.txt", tx, PARAMS)
-    lines = (tmp_path / "parameters.txt").read_text().splitlines()
+def test_the_table_as_text_holds_every_parameter_and_the_totals():
+    treated = dict.fromkeys(named_leaves(PARAMS), Treatment("conv", 0.5, 12))
+    treated["norm/scale"] = Treatment(".*", 0.0, None)
+    rows = parameter_table(PARAMS, build("adam")[0], treated)
+    lines = format_table(rows).splitlines()
     row = next(line for line in lines if line.startswith("conv/kernel"))
-    assert row.split() == ["conv/kernel", "2x2", "float32", "all", "trainable", "32"]
-    assert lines[-1] == "total: 8 parameters, 8 trainable, 0 frozen; 64 optimizer bytes"
+    assert row.split() == [
+        "conv/kernel",
+        "2x2",
+        "float32",
+        "conv",
+        "from",
+        "step",
+        "12",
+        "0.5",
+        "32",
+    ]
+    assert lines[-1] == "total: 8 parameters, 6 trainable, 2 frozen; 48 optimizer bytes"
+    assert summarize(rows) == [
+        "conv: 6 parameters in 2 arrays, from step 12, lr x 0.5",
+        ".*: 2 parameters in 1 arrays, frozen",
+        lines[-1],
+    ]

@@ -212,3 +212,21 @@ def test_ticks_are_round_and_inside(low, high):
 def test_steps_have_no_fractions():
     page = Page(plots.line_plot("t", {"train": ([41], [0.5])}))
     assert "41" in page.text.split() and "40.6" not in page.text.split()
+
+
+def test_further_tests_stand_beside_the_test(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1]
+    lines.append(json.dumps({"step": 3, "split": "test_night", "loss": 0.75}) + "\n")
+    (run / "metrics.jsonl").write_text("".join(lines))
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"test_night/accuracy": 0.625, "test_night/accuracy_low": 0.5}
+    summary |= {"test_night/accuracy_high": 0.75}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = Page(write_report(run).read_text())
+    words = " ".join(page.text.split())
+    assert "figure test test_night validation train" in words
+    assert "0.6250 [0.5000, 0.7500]" in words and "test accuracy 0.8750" in words  # the headline
+    marks = {"test": (2.0, 0.5), "test_day": (2.0, 0.6), "test_night": (2.0, 0.7)}
+    curve = plots.line_plot("loss", {"train": ([1, 2], [1.0, 0.5])}, marks=marks)
+    keys = re.findall(r'class="key s(\d)">(\w+) ', curve)
+    assert len({colour for colour, _ in keys}) == len(keys) == 4

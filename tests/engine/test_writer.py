@@ -45,10 +45,12 @@ def test_lines_hold_exactly_what_was_logged(make, tmp_path):
     value = np.float32(0.1)
     writer.log(5, "train", {"loss": value, "accuracy": 1 / 3}, {"examples_per_second": 123.0})
     writer.log(10, "validation", {"loss": 1})
+    writer.log(10, "test_vendor", {"loss": 2})
     # Read before the end: every line is flushed.
     assert text(tmp_path) == (
         '{"step": 5, "split": "train", "accuracy": 0.3333333333333333, "loss": 0.10000000149011612}\n'
         '{"step": 10, "split": "validation", "loss": 1.0}\n'
+        '{"step": 10, "split": "test_vendor", "loss": 2.0}\n'
     )
     assert np.float32(json.loads(text(tmp_path).splitlines()[0])["loss"]) == value
 
@@ -60,7 +62,7 @@ def test_a_new_run_in_an_old_directory_begins_with_no_lines(make, tmp_path):
     assert text(tmp_path) == ""
 
 
-@pytest.mark.parametrize("split, metrics", [("dev", {}), ("train", {"step": 1.0})])
+@pytest.mark.parametrize("split, metrics", [("dev", {}), ("test-a", {}), ("train", {"step": 1.0})])
 def test_what_would_garble_a_line_is_refused(make, split, metrics):
     with pytest.raises(ValueError, match="split"):
         make().log(1, split, metrics)

@@ -18,6 +18,8 @@ FAST = [
     ((2, 6, 6, 2), (2, 4, 2, 32), 1, "SAME"),
     ((2, 8, 8, 3), (4, 4, 3, 32), 4, "VALID"),
     ((2, 5, 6, 7), (1, 1, 7, 5), 1, "SAME"),
+    ((2, 5, 6, 7), (1, 1, 7, 5), 1, 0),
+    ((2, 5, 6, 7), (1, 1, 7, 5), 1, 1),
     ((2, 5, 6, 7), (1, 1, 7, 5), 2, "VALID"),
 ]
 
@@ -115,6 +117,32 @@ def test_bfloat16_stays_and_sums_in_float32():
     )
     # One rounding to 8 bits at the end.
     np.testing.assert_allclose(grad.astype(np.float32), wide, rtol=2**-8, atol=1e-3)
+
+
+def test_1x1_is_a_product_on_a_cpu_and_a_convolution_elsewhere():
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 9, 9, 6), (1, 1, 6, 5)))
+
+    def convolutions(platform):
+        def both(x, k):
+            y, back = jax.vjp(conv.conv2d, x, k)
+            return y, back(y)
+
+        lowered = jax.jit(both).trace(x, kernel).lower(lowering_platforms=(platform,))
+        return lowered.as_text().count("stablehlo.convolution")
+
+    assert convolutions("cpu") == 0
+    assert convolutions("cuda") == convolutions("tpu") == 3
+
+
+def test_1x1_in_bfloat16_sums_in_float32():
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in arrays((2, 5, 5, 300), (1, 1, 300, 4)))
+    y, back = jax.vjp(conv.conv2d, x, kernel)
+    wide, wide_back = jax.vjp(conv.conv2d_plain, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    pairs = zip((y, *back(y)), (wide, *wide_back(y.astype(jnp.float32))), strict=True)
+    for ours, exact in pairs:
+        assert ours.dtype == jnp.bfloat16
+        # One rounding to 8 bits at the end.
+        np.testing.assert_allclose(ours.astype(np.float32), exact, rtol=2**-8, atol=1e-2)
 
 
 def test_a_batch_over_four_devices():

@@ -3,12 +3,13 @@
 `data.path` is one of
 
     PATH/CLASS/*.png                  split by data.test_fraction and data.validation_fraction
-    PATH/train/CLASS/*.png, PATH/test/CLASS/*.png and perhaps PATH/validation/CLASS/*.png
-    TABLE.csv with the columns path, label and perhaps split; TABLE.jsonl with the same fields
+    PATH/train/CLASS/*.png, PATH/test/CLASS/*.png and perhaps PATH/validation/CLASS/*.png, PATH/test_NAME/CLASS/*.png
+    TABLE.csv with the columns path, label and perhaps split and group; TABLE.jsonl with the same fields
 
-Paths in a table are relative to it. A file classes.txt beside it, a name a line, declares the classes;
-labels are then those names or their numbers from 0. Without it the labels found are the classes. Pictures
-are resized to `data.image_size` (64), in colour if any of them is (`data.channels` decides otherwise).
+What is test_NAME is another test. Pictures of one group never lie in different splits. Paths in a table are
+relative to it. A file classes.txt beside it, a name a line, declares the classes; labels are then those names or
+their numbers from 0. Without it the labels found are the classes. Pictures are resized to `data.image_size` (64),
+in colour if any of them is (`data.channels` decides otherwise).
 """
 
 import hashlib
@@ -19,11 +20,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from research.data.pictures import SUFFIXES, PictureError, is_colour, picture
-from research.data.source import PARTS, Example, Opened, Problem, Source, stamp, wanted_shape
+from research.data.source import (
+    Example,
+    Opened,
+    Problem,
+    Source,
+    in_order,
+    is_test,
+    stamp,
+    wanted_shape,
+)
 from research.data.table import read_table
 from research.errors import UserError, UserErrors, nearest
 
-VERSION = "1"
+VERSION = "2"
 _SIZE = 64
 _SPELLINGS = {
     "train": "train",
@@ -40,6 +50,7 @@ class Entry(NamedTuple):
     path: Path
     key: str  # the path relative to data.path
     label: int
+    group: str = ""
 
 
 class Listing(NamedTuple):
@@ -88,7 +99,7 @@ def _open(listing: Listing, data) -> Opened:
 
     def read_one(entry: Entry) -> Example | Problem:
         try:
-            return Example(entry.key, entry.label, picture(entry.path, *shape))
+            return Example(entry.key, entry.label, picture(entry.path, *shape), entry.group)
         except PictureError as error:
             return Problem(error.kind, entry.key, str(error), entry.label)
 
@@ -113,14 +124,16 @@ def _list_folder(path: Path) -> Listing:
     parts = {_SPELLINGS[f.name]: f for f in folders if f.name in _SPELLINGS}
     if not parts:
         parts = {"train": path}
-    elif "train" not in parts:
+    elif "train" in parts:
+        parts |= {f.name: f for f in folders if is_test(f.name)}
+    else:
         raise UserError(
             f"data.path={path}: has a folder '{next(iter(parts.values())).name}', but none named 'train'"
         )
     classes = tuple(f.name for f in _subfolders(parts["train"]))
     errors = [] if classes else [_no_classes(parts["train"])]
     listed: dict[str, list[Entry]] = {}
-    for part in (p for p in PARTS if p in parts):
+    for part in in_order(parts):
         listed[part] = []
         for folder in _subfolders(parts[part]):
             pictures = [] if folder.name not in classes else _pictures(folder)
@@ -149,9 +162,9 @@ def _list_table(path: Path) -> Listing:
     table = read_table(path)
     listed: dict[str, list[Entry]] = {}
     for row in table.rows:
-        entry = Entry(path.parent / row.path, Path(row.path).as_posix(), row.label)
+        entry = Entry(path.parent / row.path, Path(row.path).as_posix(), row.label, row.group)
         listed.setdefault(row.split, []).append(entry)
-    ordered = {part: sorted(listed[part], key=lambda e: e.key) for part in PARTS if part in listed}
+    ordered = {part: sorted(listed[part], key=lambda e: e.key) for part in in_order(listed)}
     return Listing(table.class_names, ordered)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from research.ops import dense as ops_dense
 from research.ops import dropout as ops_dropout
 from research.ops.conv import conv2d
+from research.ops.depthwise import depthwise_conv2d
 
 glorot = nn.initializers.glorot_uniform()
 
@@ -40,6 +41,29 @@ class Conv(nn.Module):
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
                 self.dtype
             )
+        return y
+
+
+class DepthwiseConv(nn.Module):
+    """A convolution of each channel by itself, x [B, H, W, C] -> [B, H', W', C]; the kernel is [K, K, 1, C]."""
+
+    kernel: int = 3  # side, in pixels
+    stride: int = 1
+    padding: str | int = "SAME"
+    use_bias: bool = False
+    kernel_init: Callable = glorot
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        shape = (self.kernel, self.kernel, 1, channels)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = depthwise_conv2d(x, kernel, stride=self.stride, padding=self.padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+            y = y + bias.astype(self.dtype)
         return y
 
 
@@ -72,7 +96,7 @@ class BatchNorm(nn.BatchNorm):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         running = not self.train if use_running_average is None else use_running_average
-        return super().__call__(x, running, mask=mask)
+        return super().__call__(x, use_running_average=running, mask=mask)
 
 
 def named(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
@@ -87,17 +111,24 @@ def named(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     return x
 
 
-def batch_norm(*, train: bool, dtype: Any, axis_name: str | None) -> Callable[..., nn.Module]:
+def batch_norm(
+    *,
+    train: bool,
+    dtype: Any,
+    axis_name: str | None,
+    momentum: float = 0.9,
+    epsilon: float = 1e-5,
+) -> Callable[..., nn.Module]:
     """Returns the constructor of batch norms whose float32 statistics are over the whole batch on every layout.
 
     Under jit with shardings the mean over the batch is already global; under pmap `axis_name` makes it so. Running
-    statistics (decay 0.9, as torchvision's momentum 0.1) live in the collection 'batch_stats'.
+    statistics (decay `momentum`; 0.9 is torchvision's momentum 0.1) live in the collection 'batch_stats'.
     """
     return partial(
         BatchNorm,
         train=train,
-        momentum=0.9,
-        epsilon=1e-5,
+        momentum=momentum,
+        epsilon=epsilon,
         dtype=dtype,
         axis_name=axis_name,
     )

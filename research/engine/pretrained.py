@@ -1,0 +1,235 @@
+"""What enters a run from outside, once: pretrained values, and constants such as a teacher.
+
+With adapters (config.lora) the frozen base is in no checkpoint: it comes from `config.pretrained` again, and the
+checkpoint names it by its hash. The same holds for `Task.constants`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from research.engine.checkpoint import Checkpoints
+from research.engine.program import Program, in_checkpoint
+from research.engine.state import (
+    TrainState,
+    join,
+    named_leaves,
+    params_sha256,
+    path_name,
+    split,
+)
+from research.engine.workdir import read_config
+from research.errors import UserError, UserErrors
+from research.task import Params, Task
+from research.transfer import lora
+from research.transfer.load import Imported, load
+
+
+class Base(NamedTuple):
+    """What of a state no checkpoint holds; NumPy leaves, None where one does."""
+
+    params: Params
+    constants: Params  # entries of model_state
+
+    def hashes(self) -> dict[str, str]:
+        """Returns {'params': sha256, 'constants': sha256} of what there is."""
+        return {
+            name: params_sha256(tree)
+            for name, tree in self._asdict().items()
+            if jax.tree.leaves(tree)
+        }
+
+
+def start(
+    config: Any, task: Task, program: Program, say: Callable[[str], None] = print
+) -> TrainState:
+    """Returns the state before the first step, NumPy leaves: fresh values, and pretrained ones where there are any.
+
+    Raises:
+      UserErrors: the pretrained values do not fit; every array that does not is listed.
+    """
+    state = jax.device_get(program.create())
+    found = read(config, state.params, state.model_state)
+    if found:
+        say(told(config, found))
+        state = dataclasses.replace(
+            state,
+            params=_cast(join(found.params, state.params)),
+            model_state=_cast(join(found.model_state, state.model_state)),
+        )
+        state = _begun_anew(program, state)
+    return with_constants(task, state)
+
+
+def problems(config: Any, task: Task) -> list[str]:
+    """Returns what is wrong with `config.pretrained`; it is read for that, so that nothing starts that cannot go on."""
+    try:
+        read(config, *jax.eval_shape(task.init, jax.random.key(0)))
+    except UserErrors as errors:
+        return errors.lines
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def with_constants(task: Task, state: TrainState) -> TrainState:
+    """Returns the state with the task's constants where `init` left room for them."""
+    return dataclasses.replace(state, model_state={**state.model_state, **task.constants()})
+
+
+def regrouped(
+    config: Any, task: Task, program: Program, step: int, tree: dict[str, Any]
+) -> TrainState:
+    """Returns a state of which the parameters are a checkpoint's, and the optimizer's state starts anew.
+
+    Args:
+      tree: 'params', 'model_state' and perhaps 'ema' of the checkpoint.
+    """
+    fresh = start(config, task, program)
+    state = dataclasses.replace(
+        fresh,
+        step=np.int32(step),
+        params=overlay(fresh.params, tree["params"]),
+        model_state=overlay(fresh.model_state, tree.get("model_state", {})),
+    )
+    state = _begun_anew(program, state)
+    if state.ema is not None and tree.get("ema"):
+        state = dataclasses.replace(state, ema=overlay(state.ema, tree["ema"]))
+    return state
+
+
+def overlay(tree: Params, other: Params) -> Params:
+    """Returns `tree` with the leaves of `other` where the two have a path in common."""
+    there = named_leaves(other)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: there.get(path_name(path), leaf), tree
+    )
+
+
+def _begun_anew(program: Program, state: TrainState) -> TrainState:
+    """Makes the optimizer's state, and the average, of the parameters as they are."""
+    trained, _ = split(state.params, program.trainable)
+    opt_state = jax.device_get(jax.jit(program.tx.init)(trained))
+    return dataclasses.replace(
+        state, opt_state=opt_state, ema=None if state.ema is None else trained
+    )
+
+
+def told(config: Any, found: Imported) -> str:
+    """Says in a line what was read."""
+    left = f"; left as they are: {', '.join(found.skipped)}" if found.skipped else ""
+    count = len(jax.tree.leaves((found.params, found.model_state)))
+    return f"{config.pretrained.source}: {count} arrays, names of {found.naming}{left}"
+
+
+def read(config: Any, params: Params, model_state: Params) -> Imported | None:
+    """Returns what `config.pretrained` names, fitted to a model; None if it names nothing.
+
+    Args:
+      params, model_state: arrays of the model or their shapes; adapters among them stay as they are.
+    """
+    given = config.pretrained
+    if not given.source:
+        return None
+    naming, source = given.naming, given.source
+    if source.startswith("orbax:"):
+        arrays = run_arrays(
+            Path(source.removeprefix("orbax:")),
+            given.checkpoint,
+            evaluated=given.params == "evaluated",
+        )
+        naming = naming or "own"
+    else:
+        from research.transfer import formats
+
+        arrays = formats.read(source)
+    plain, _ = split(params, lambda path: not lora.is_adapter(path))
+    return load(
+        arrays,
+        model=config.model.name,
+        options={key: value for key, value in config.model.items() if key != "name"},
+        params=_without_none(plain),
+        model_state={key: value for key, value in model_state.items() if key != "teacher"},
+        naming=naming,
+        rules=given.rules,
+        source=source,
+    )
+
+
+def run_arrays(workdir: Path, which: str, *, evaluated: bool) -> dict[str, np.ndarray]:
+    """Returns the parameters and the model state of a run of ours, by their paths.
+
+    Args:
+      which: 'best', 'last', or 'final': the one that the run's own config.eval.final names.
+      evaluated: the moving average of the parameters, where the run kept one.
+    """
+    config = read_config(workdir)
+    if config.to_dict().get("lora", {}).get("rank"):
+        raise UserError(
+            f"config.pretrained.source=orbax:{workdir}: the run holds adapters, not a whole model; export it with "
+            f"--workdir={workdir} --mode=export --format=safetensors --output=DIR and name safetensors:DIR/FILE"
+        )
+    which = config.eval.final if which == "final" else which
+    _, tree = Checkpoints(workdir, read_only=True).variables(best=which == "best")
+    params = join(tree["ema"], tree["params"]) if evaluated and tree.get("ema") else tree["params"]
+    state = {key: value for key, value in tree.get("model_state", {}).items() if key != "teacher"}
+    arrays = named_leaves(params)
+    for collection in state.values():
+        arrays |= named_leaves(collection)
+    return arrays
+
+
+def base_of(config: Any, task: Task, program: Program, state: TrainState) -> Base:
+    """Returns what a checkpoint of this state leaves out."""
+    _, outside = split(state.params, in_checkpoint(config, program))
+    return Base(outside, {key: state.model_state[key] for key in task.constants_in})
+
+
+def complete(
+    config: Any, task: Task, program: Program, state: TrainState, meta: dict[str, Any]
+) -> TrainState:
+    """The inverse of `program.stored`.
+
+    Args:
+      meta: of the checkpoint, which names the base by its hashes.
+
+    Raises:
+      UserError: the base is another one now.
+    """
+    if not config.lora.rank and not task.constants_in:
+        return state
+    base = base_of(config, task, program, start(config, task, program, lambda line: None))
+    then = meta.get("base", {})
+    for part, sha256 in base.hashes().items():
+        if sha256 != then.get(part):
+            what = {
+                "params": config.pretrained.source or "config.pretrained.source=''",
+                "constants": config.distill.teacher,
+            }[part]
+            raise UserError(
+                f"{what}: is not what the checkpoint was made on: sha256 {sha256[:16]} here, "
+                f"{then.get(part, 'none')[:16]} there; bring the old one back, or start in another workdir"
+            )
+    return dataclasses.replace(
+        state,
+        params=join(state.params, base.params),
+        model_state={**state.model_state, **base.constants},
+    )
+
+
+def _cast(tree: Params) -> Params:
+    return jax.tree.map(np.asarray, tree)
+
+
+def _without_none(tree: Any) -> Any:
+    """Drops what `split` took out, and what is then empty."""
+    if not isinstance(tree, dict):
+        return tree
+    kept = {key: _without_none(value) for key, value in tree.items() if value is not None}
+    return {
+        key: value for key, value in kept.items() if not (isinstance(value, dict) and not value)
+    }

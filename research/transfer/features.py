@@ -1,0 +1,65 @@
+"""Where a frozen trunk ends: the last value that is the same for an example at every step.
+
+What lies below it may be computed once for each example and kept; the steps then run from there (`batch["given"]`).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from research.task import Batch, Params, Task
+
+
+def cut_point(
+    task: Task,
+    trained: Params,
+    frozen: Params,
+    model_state: Params,
+    batch: Batch,
+    *,
+    join: Callable[[Params, Params], Params],
+    axis_name: str | None = None,
+) -> str | None:
+    """Returns the name of the highest feature that depends on no trained parameter and on no random key; or None.
+
+    It is read off the jaxpr of the training-mode forward pass, so it holds for any model. Batch norms that take the
+    statistics of the batch must be ruled out by the caller.
+
+    Args:
+      task: whose `features` are the candidates, and whose `intermediates` of the same names are looked at.
+      trained, frozen: the two parts of the parameters, or their shapes; `join` puts them together.
+      axis_name: the mapped axis that the task was built for, if there is one.
+    """
+    names: list[str] = []
+
+    def candidates(params):
+        values = task.features(params, model_state, batch)
+        names[:] = (
+            values  # in order of computation: a transformed function gives its dict back sorted
+        )
+        return values
+
+    jax.eval_shape(candidates, join(trained, frozen))
+
+    def forward(moving):
+        params, key = moving
+        inside = task.intermediates(join(params, frozen), model_state, batch, {"dropout": key})
+        return [inside[name] for name in names]
+
+    def on_an_axis(moving):  # of one device
+        return jax.vmap(lambda _: forward(moving), axis_name=axis_name)(jax.numpy.zeros(1))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    closed = jax.make_jaxpr(on_an_axis if axis_name else forward)((trained, key))
+    still = [not moved for moved in _depends(closed.jaxpr)]
+    return next((name for name, fixed in zip(names[::-1], still[::-1], strict=True) if fixed), None)
+
+
+def _depends(jaxpr: Any) -> Iterable[bool]:
+    """Whether each output depends on any input; an equation's outputs depend on all that it reads."""
+    moving = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if any(not hasattr(atom, "val") and atom in moving for atom in equation.invars):
+            moving.update(equation.outvars)
+    return [not hasattr(atom, "val") and atom in moving for atom in jaxpr.outvars]

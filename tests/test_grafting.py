@@ -1,0 +1,157 @@
+"""Runs that start from another's weights, thaw on the way, are stopped, and are given other groups."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from research.engine.checkpoint import Checkpoints
+from research.engine.state import named_leaves
+
+GRADUAL = (
+    "--config.optimizer.groups=((r'head/', {}), (r'dense', {'unfreeze_at': 'steps=9'}), "
+    "(r'stage2_', {'lr': 0.5, 'unfreeze_at': '50%'}), (r'.*', None))"
+)
+HEAD = "--config.optimizer.groups=((r'head/', {}), (r'.*', None))"
+ALL = "--config.optimizer.groups=((r'.*', {'lr': 0.5}),)"
+
+
+def ending(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    return summary["params_sha256"], (workdir / "metrics.jsonl").read_text()
+
+
+def variables(workdir):
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return {k: np.asarray(v) for k, v in named_leaves(checkpoints.variables()[1]).items()}
+    finally:
+        checkpoints.close()
+
+
+def stop_at(monkeypatch, *steps):
+    import signal
+
+    from research.engine.writer import Writer
+
+    old, left = Writer.tick, list(steps)
+
+    def tick(self, at):
+        old(self, at)
+        if left and at == left[0]:
+            left.pop(0)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Writer, "tick", tick)
+
+
+@pytest.fixture(scope="module")
+def gradual(launch, small, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("gradual") / "run"
+    assert launch(*small, GRADUAL, f"--workdir={workdir}") == 0
+    return workdir
+
+
+@pytest.mark.parametrize("steps", [(9,), (8, 15), (10, 20), (3, 9, 15, 16)])
+def test_a_gradual_run_stopped_before_at_and_after_a_thaw_ends_in_the_same_bits(
+    launch, small, gradual, tmp_path, monkeypatch, steps
+):
+    stop_at(monkeypatch, *steps)
+    for _ in steps:
+        assert launch(*small, GRADUAL, f"--workdir={tmp_path}") == 75
+    assert launch(*small, GRADUAL, f"--workdir={tmp_path}") == 0
+    assert ending(tmp_path) == ending(gradual)
+
+
+def test_what_thaws_later_is_still_until_then(launch, small, gradual, tmp_path, monkeypatch):
+    before = None
+    for step in (8, 14, 20):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            assert launch(*small, GRADUAL, f"--workdir={tmp_path}") == 75
+        now = variables(tmp_path)
+        if before is not None:
+            moved = {
+                path.split("/")[1].rstrip("0123456789")
+                for path in now
+                if path.startswith("params/") and not np.array_equal(now[path], before[path])
+            }
+            live = {"head", "dense"} | ({"stage2_conv", "stage2_norm"} if step == 20 else set())
+            assert moved == live
+        before = now
+
+
+def test_another_table_is_an_error_unless_it_is_asked_for(
+    launch, small, tmp_path, capsys, monkeypatch
+):
+    first = tmp_path / "first"
+    assert launch(*small, HEAD, f"--workdir={first}") == 0
+    flags = (*small, f"--config.resume={first}", "--config.train.duration=steps=40")
+    capsys.readouterr()
+    assert launch(*flags, ALL, f"--workdir={tmp_path}/second") == 2
+    error = capsys.readouterr().err
+    assert "regroup" in error and "dense1/kernel: frozen -> lr x 0.5 from step 0" in error
+    assert (
+        launch(*flags, ALL, "--config.optimizer.regroup=true", f"--workdir={tmp_path}/second") == 0
+    )
+    before, after = variables(first), variables(tmp_path / "second")
+    moved = [p for p in before if p.startswith("params/") and (before[p] != after[p]).any()]
+    assert any("stage1_conv1" in path for path in moved)
+    assert json.loads((tmp_path / "second" / "summary.json").read_text())["steps"] == 40
+
+
+@pytest.fixture(scope="module")
+def base(launch, small, tmp_path_factory):
+    """A run of the small CNN with an average of its parameters."""
+    workdir = tmp_path_factory.mktemp("base") / "run"
+    assert launch(*small, f"--workdir={workdir}") == 0
+    return workdir
+
+
+@pytest.mark.parametrize("which", ["evaluated", "trained"])
+def test_a_run_starts_from_the_parameters_of_another(launch, small, base, tmp_path, which):
+    flags = (*small, HEAD, f"--config.pretrained.source=orbax:{base}")
+    flags += (f"--config.pretrained.params={which}", "--config.seed=5")
+    assert launch(*flags, f"--workdir={tmp_path}") == 0
+    old, new = variables(base), variables(tmp_path)
+    part = "ema/" if which == "evaluated" else "params/"
+    for path, leaf in new.items():
+        if path.startswith("params/") and "head" not in path:
+            assert leaf.tobytes() == old[part + path.removeprefix("params/")].tobytes(), path
+        if path.startswith("model_state/"):
+            assert leaf.tobytes() == old[path].tobytes(), path
+
+
+def test_a_finished_import_needs_its_source_no_more(launch, small, base, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    shutil.copytree(base, source)
+    flags = (*small, HEAD, f"--config.pretrained.source=orbax:{source}")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 12)
+        assert launch(*flags, f"--workdir={tmp_path}/run") == 75
+    shutil.rmtree(source)
+    assert launch(*flags, f"--workdir={tmp_path}/run") == 0
+    assert launch(f"--workdir={tmp_path}/run", "--mode=evaluate") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.pretrained.source=orbax:nowhere"], ["nowhere", "no run"]),
+        (["--config.model.dense=(24,)"], ["dense1/kernel", "(1024, 24)", "skip"]),
+        (["--config.model.features=(4,8,8)"], ["stage3_conv1/kernel"]),
+        (["--config.pretrained.rules=((r'^haed/', 'skip'),)"], ["'^haed/'", "head/"]),
+        (["--config.pretrained.rules=((r'^head/', 'skp'),)"], ["'skp'", "skip"]),
+        (["--config.model.name=mlp"], ["dense1/kernel"]),
+    ],
+)
+def test_what_does_not_fit_is_listed_before_anything_starts(
+    launch, small, base, tmp_path, capsys, flags, words
+):
+    given = (f"--config.pretrained.source=orbax:{base}", *flags)
+    assert launch(*small, *given, f"--workdir={tmp_path}/run") == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
