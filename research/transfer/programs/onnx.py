@@ -59,9 +59,7 @@ def write(program: Program, path: Path) -> None:
                 )
             ],
             [
-                onnx.helper.make_tensor_value_info(
-                    name, onnx.TensorProto.FLOAT, ["batch", classes]
-                )
+                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", classes])
                 for name in OUTPUTS
             ],
             graph.constants,

@@ -1,4 +1,4 @@
-"""A jaxpr as an ONNX graph: what depends on weights alone is computed here, the rest is translated operation by operation.
+"""A jaxpr as an ONNX graph: what depends on weights alone is computed here, the rest translated one by one.
 
 A value that is broadcast stays small until an operation needs it in full: ONNX's arithmetic broadcasts by itself. So a
 `Value` knows the shape that it has in the graph, 1 where it stands for more.
@@ -88,7 +88,9 @@ class Graph:
             np.array([size], np.int64) if isinstance(size, int) else self._batch_size(size)
             for size in shape
         ]
-        return self.node("Expand", [value, self.node("Concat", parts, (len(shape),), axis=0)], shape)
+        return self.node(
+            "Expand", [value, self.node("Concat", parts, (len(shape),), axis=0)], shape
+        )
 
     def _batch_size(self, size: Any) -> Value:
         if size != self._input.shape[0]:
@@ -132,7 +134,8 @@ class Graph:
         if static and all(isinstance(value, np.ndarray) for value in inputs):
             results = equation.primitive.bind(*inputs, **params)
             return [
-                np.asarray(x) for x in (results if equation.primitive.multiple_results else [results])
+                np.asarray(x)
+                for x in (results if equation.primitive.multiple_results else [results])
             ]
         if name in onnx_ops.ELEMENTWISE:
             return [onnx_ops.ELEMENTWISE[name](self, equation, *inputs)]

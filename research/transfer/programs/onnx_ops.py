@@ -192,7 +192,9 @@ def _slice(graph, equation, x):
 def _cut(graph, x, cuts, shape):
     if not cuts:
         return x
-    axes, starts, stops, steps = (np.array(numbers, np.int64) for numbers in zip(*cuts, strict=True))
+    axes, starts, stops, steps = (
+        np.array(numbers, np.int64) for numbers in zip(*cuts, strict=True)
+    )
     return graph.node("Slice", [x, starts, stops, axes, steps], shape)
 
 
@@ -233,18 +235,35 @@ def _power(graph, equation, x):
     return graph.node("Pow", [x, _like(x, equation, equation.params["y"])], x.shape)
 
 
+DIRECT = {
+    "abs": "Abs",
+    "add": "Add",
+    "and": "And",
+    "div": "Div",
+    "eq": "Equal",
+    "erf": "Erf",
+    "exp": "Exp",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "log": "Log",
+    "logistic": "Sigmoid",
+    "lt": "Less",
+    "max": "Max",
+    "min": "Min",
+    "mul": "Mul",
+    "neg": "Neg",
+    "not": "Not",
+    "or": "Or",
+    "pow": "Pow",
+    "sign": "Sign",
+    "sqrt": "Sqrt",
+    "sub": "Sub",
+    "tanh": "Tanh",
+}
 # Broadcasting as NumPy's: inputs may be smaller than what they stand for, and so may the output.
 ELEMENTWISE: dict[str, Callable] = {
-    **{
-        name: _direct(op)
-        for name, op in {
-            **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min"},
-            **{"neg": "Neg", "abs": "Abs", "sign": "Sign", "exp": "Exp", "log": "Log"},
-            **{"tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf", "sqrt": "Sqrt", "pow": "Pow"},
-            **{"lt": "Less", "gt": "Greater", "eq": "Equal"},
-            **{"le": "LessOrEqual", "ge": "GreaterOrEqual", "not": "Not", "and": "And", "or": "Or"},
-        }.items()
-    },
+    **{name: _direct(op) for name, op in DIRECT.items()},
     "square": lambda graph, equation, x: graph.node("Mul", [x, x], x.shape),
     "integer_pow": _power,
     "rsqrt": _rsqrt,
