@@ -139,11 +139,10 @@ def test_a_finished_import_needs_its_source_no_more(launch, small, base, tmp_pat
     ("flags", "words"),
     [
         (["--config.pretrained.source=orbax:nowhere"], ["nowhere", "no run"]),
-        (["--config.model.dense=(24,)"], ["dense1/kernel", "(1024, 24)", "skip"]),
+        (["--config.model.dense=(24,)"], ["dense1/kernel", "[32, 24]", "[32, 16]", "skip"]),
         (["--config.model.features=(4,8,8)"], ["stage3_conv1/kernel"]),
         (["--config.pretrained.rules=((r'^haed/', 'skip'),)"], ["'^haed/'", "head/"]),
         (["--config.pretrained.rules=((r'^head/', 'skp'),)"], ["'skp'", "skip"]),
-        (["--config.model.name=mlp"], ["dense1/kernel"]),
     ],
 )
 def test_what_does_not_fit_is_listed_before_anything_starts(
