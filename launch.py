@@ -46,7 +46,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     parser.add_argument(
         "--inputs", default="", help="predict: files and folders, separated by commas"
     )
-    parser.add_argument("--output", default="", help="reproduce: the directory of the second run")
+    parser.add_argument("--output", default="", help="reproduce, export: the directory to write")
+    parser.add_argument("--format", default="", help="export: FORMAT, or torch:NAMING")
     parser.add_argument(
         "--compile", action="store_true", help="check: compiles the step, for XLA's own figures"
     )

@@ -5,8 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# The flags that only one mode reads.
-READ_BY = {"inputs": "predict", "output": "reproduce", "compile": "check"}
+# The flags that only some modes read.
+READ_BY = {
+    "inputs": ("predict",),
+    "output": ("reproduce", "export"),
+    "compile": ("check",),
+    "format": ("export",),
+}
 
 
 def signals(mode: str) -> contextlib.AbstractContextManager:
@@ -22,9 +27,11 @@ def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, 
     from research.engine.workdir import read_config
     from research.errors import UserError
 
-    for flag, mode in READ_BY.items():
-        if getattr(flags, flag) and flags.mode != mode:
-            raise UserError(f"--{flag}: only --mode={mode} reads it; leave it out")
+    for flag, readers in READ_BY.items():
+        if getattr(flags, flag) and flags.mode not in readers:
+            some = " and ".join(f"--mode={mode}" for mode in readers)
+            reads = "read" if len(readers) > 1 else "reads"
+            raise UserError(f"--{flag}: only {some} {reads} it; leave it out")
     if flags.config:
         return configs.load(flags.config, overrides)
     if not flags.workdir:
@@ -61,7 +68,7 @@ def resume_problems(config: Any, flags: Any) -> list[str]:
         return []
     # A run that has checkpoints of its own goes on from these, even where the other is gone.
     begun = flags.workdir and (Path(flags.workdir) / "checkpoints").is_dir()
-    if flags.mode in ("evaluate", "predict") or (begun and flags.mode != "reproduce"):
+    if flags.mode in ("evaluate", "predict", "export") or (begun and flags.mode != "reproduce"):
         return []
     return [f"config.resume={config.resume}: holds no checkpoints; name the workdir of a run"]
 

@@ -63,6 +63,8 @@ def _rows_are_fast(x: tuple, kernel: tuple, stride: int) -> bool:
     (b, h, w, _), (rows, cols, c, d) = x, kernel
     if rows == cols == 1:
         return True
+    if not isinstance(b, int):  # left open, in a program that only predicts
+        return False
     copies = 4 * b * h * (w // stride) * cols * c  # bytes
     return d >= 32 and (c <= 4 or (c <= 32 and copies <= CACHE_BYTES))
 

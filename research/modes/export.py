@@ -1,0 +1,305 @@
+"""Writes a trained model as weights for other libraries, or as a program that runs without this project."""
+
+import importlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from research import modes
+from research.config import resolve
+from research.engine import files
+from research.errors import Failure, UserError, nearest
+
+PROGRAMS = ("onnx", "stablehlo", "savedmodel")
+# Files of arrays: what they are called, and how one reads them where no project is at hand.
+WEIGHTS = {
+    "safetensors": (
+        "model.safetensors",
+        "from safetensors.numpy import load_file\narrays = load_file({path!r})",
+    ),
+    "torch": (
+        "model.pth",
+        "import torch\nstate_dict = torch.load({path!r}, weights_only=True)",
+    ),
+    "keras": ("model.keras", "import keras\nmodel = keras.saving.load_model({path!r})"),
+}
+FORMATS = (*WEIGHTS, *PROGRAMS)
+ABOUT, README = "preprocess.json", "README.md"
+CHECKED = 8  # pictures on which a program is compared with the model
+# Of the largest logit. Another compiler sums in another order: some 1e-6. ONNX has float32 for bfloat16: some 1e-2.
+ALLOWED = {"float32": 1e-3, "bfloat16": 1e-1}
+
+
+class Model(NamedTuple):
+    """A trained model without what it was trained by: adapters are merged."""
+
+    task: Any
+    params: Any
+    model_state: Any
+
+
+def run(config: Any, mistakes: list[str], flags: Any) -> int:
+    path = modes.demand(config, mistakes, flags)
+    format, naming = _parse(flags.format)
+    naming = _naming(config, format, naming)
+    out = _directory(flags.output)
+    layout, task, restored = modes.restore(config, path)
+    model = exported(config, layout, restored.state)
+
+    from research.engine.state import params_sha256
+
+    about = {
+        **model.task.about,
+        "normalised": "(image / 255 - mean) / std, channels last",
+        "model": dict(config.model.items()),
+        "naming": naming,
+        "params_sha256": params_sha256(model.params),
+        "step": int(restored.step),
+        "config": config.to_dict(),
+    }
+    about = json.loads(json.dumps(about, default=files.plain))
+    _demand_same_weights(out, about, _file(format))
+    out.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    try:
+        target = staging / _file(format)
+        if format in WEIGHTS:
+            _write_weights(target, format, naming, config, model, about)
+            lines = [f"{naming} names"]
+        else:
+            program = _program(model, about)
+            module = importlib.import_module(f"research.transfer.programs.{format}")
+            module.write(program, target)
+            lines = [_check(module, target, config, task, restored.state)]
+        use = _use(format, out / _file(format))
+        files.write_json(staging / ABOUT, about)
+        files.write_text(staging / README, _readme(format, use, about))
+        _move(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(f"written to {out / _file(format)}: {'; '.join(lines)}", use, sep="\n\n")
+    print(f"\nwhat its inputs and outputs are stands in {out / ABOUT}")
+    return 0
+
+
+def exported(config: Any, layout: Any, state: Any) -> Model:
+    """Returns the parameters that evaluation uses, as those of a plain model, on the host."""
+    import jax
+
+    from research.config import as_trained
+    from research.engine.state import evaluated_params
+
+    params = jax.device_get(evaluated_params(state))
+    config = as_trained(config)
+    if config.lora.rank:
+        from research.transfer import lora
+
+        params = lora.merge(params, config.lora)
+        config, _ = resolve(config, [("lora.rank", "0")])
+    task = modes.make_task(config, layout)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))[1]
+    return Model(task, params, jax.device_get({key: state.model_state[key] for key in shapes}))
+
+
+def _parse(text: str) -> tuple[str, str]:
+    """'torch:timm' -> ('torch', 'timm')."""
+    format, _, naming = text.partition(":")
+    if format not in FORMATS:
+        wrong = f"--format={format}: there is no such format{nearest(format, FORMATS)}"
+        raise UserError(
+            f"{wrong if text else 'give --format=NAME'}; there are {', '.join(FORMATS)}"
+        )
+    if naming and format in PROGRAMS:
+        raise UserError(f"--format={text}: a program has no naming; leave out ':{naming}'")
+    return format, naming
+
+
+def _naming(config: Any, format: str, naming: str) -> str:
+    """Whose names a file of weights has: as given, else the pretrained source's, else the family's first that fits."""
+    if format in PROGRAMS:
+        return ""
+    from research.transfer.recognise import namings_of
+    from research.transfer.tables import KERAS, OWN, TORCH
+
+    name = config.model.name
+    fitting = {
+        "safetensors": (OWN.convention, TORCH, KERAS),
+        "torch": (OWN.convention, TORCH),
+        "keras": (KERAS,),
+    }[format]
+    there = [n.name for n in namings_of(name) if n.convention in fitting]
+    if naming:
+        if naming not in there:
+            raise UserError(
+                f"--format={format}:{naming}: model {name} has no such naming there{nearest(naming, there)}; "
+                f"there are: {', '.join(there) or 'none'}"
+            )
+        return naming
+    if format == "safetensors":
+        return "own"
+    if config.pretrained.naming in there:
+        return config.pretrained.naming
+    foreign = [n for n in there if n != "own"]
+    if not foreign:
+        rest = f"--format={format}:own, " if format == "torch" else ""
+        raise UserError(
+            f"--format={format}: model {name} has no names in that library; use {rest}--format=safetensors or a program"
+        )
+    return foreign[0]
+
+
+def _file(format: str) -> str:
+    if format in WEIGHTS:
+        return WEIGHTS[format][0]
+    return importlib.import_module(f"research.transfer.programs.{format}").FILE
+
+
+def _use(format: str, path: Path) -> str:
+    if format in WEIGHTS:
+        return WEIGHTS[format][1].format(path=str(path))
+    return importlib.import_module(f"research.transfer.programs.{format}").USE.format(path=path)
+
+
+def _directory(text: str) -> Path:
+    """Raises UserError where an export would stand among files of another kind."""
+    if not text:
+        raise UserError("give --output=DIR, the directory to write")
+    out = Path(text)
+    if out.is_file():
+        raise UserError(f"--output={out}: is a file; name a directory")
+    names = (
+        sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.is_dir() else []
+    )
+    known = {ABOUT, README, *map(_file, FORMATS)}
+    if names and (not set(names) <= known or "params_sha256" not in _about(out)):
+        foreign = [name for name in names if name not in known] or names
+        raise UserError(
+            f"--output={out}: holds other files ({', '.join(foreign[:3])}); name a new directory, or that of an export"
+        )
+    return out
+
+
+def _demand_same_weights(out: Path, about: dict[str, Any], file: str) -> None:
+    """Files of several formats may lie side by side if one description holds for all."""
+    others = [name for name in map(_file, FORMATS) if name != file and (out / name).exists()]
+    old = _about(out).get("params_sha256")
+    if others and old != about["params_sha256"]:
+        raise UserError(
+            f"--output={out}: holds {', '.join(others)} of other weights (params_sha256 {old[:16]}, "
+            f"and now {about['params_sha256'][:16]}); name another directory"
+        )
+
+
+def _about(out: Path) -> dict[str, Any]:
+    return files.read_json(out / ABOUT, {})
+
+
+def _texts(about: dict[str, Any]) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
+
+
+def _write_weights(
+    path: Path, format: str, naming: str, config: Any, model: Model, about: dict[str, Any]
+) -> None:
+    from research.transfer.formats import keras, safetensors, torch
+    from research.transfer.load import dump
+
+    name = config.model.name
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    arrays = dump(model.params, model.model_state, model=name, options=options, naming=naming)
+    if format == "safetensors":
+        safetensors.write(path, arrays, {"format": "pt", **_texts(about)})
+    elif format == "torch":
+        torch.write(path, arrays)
+    else:
+        family = importlib.import_module(f"research.transfer.families.{name}")
+        shape = tuple(model.task.about["inputs"]["image"])
+        keras.write(
+            path, family.architecture(options, shape, len(model.task.about["classes"])), arrays
+        )
+
+
+def _program(model: Model, about: dict[str, Any]) -> Any:
+    import jax.numpy as jnp
+
+    from research.transfer import programs
+
+    if list(about["inputs"]) != ["image"]:
+        raise UserError(
+            "--format: programs are written of classifiers of pictures only; use safetensors"
+        )
+
+    def logits(images):
+        zeros = jnp.zeros(images.shape[0], jnp.int32)  # nothing that is returned depends on them
+        batch = {"image": images, "label": zeros, "id": zeros, "mask": zeros.astype(jnp.float32)}
+        return model.task.predict(model.params, model.model_state, batch)["logits"]
+
+    return programs.make(
+        logits,
+        shape=tuple(about["inputs"]["image"]),
+        mean=about["mean"],
+        std=about["std"],
+        metadata=_texts(about),
+    )
+
+
+def _check(module: Any, path: Path, config: Any, task: Any, state: Any) -> str:
+    """Compares a written program with the model as it was trained, on pictures of the data.
+
+    Raises:
+      Failure: they differ by more than rounding.
+    """
+    import jax
+    import numpy as np
+
+    from research.engine.state import evaluated_params
+
+    program = module.load(path)
+    if program is None:
+        return "not checked, for want of the package that runs it: pip install -r requirements-export.txt"
+    split = next(s for s in ("test", "validation", "train") if s in task.data.sizes)
+    count = min(CHECKED, task.data.sizes[split])
+    batch = task.data.eval_batch(split, 0, slice(0, count))
+    mean, std = (np.asarray(task.about[key], np.float64) for key in ("mean", "std"))
+    images = np.rint((batch["image"] * std + mean) * 255).clip(0, 255).astype(np.uint8)
+    wanted = jax.jit(task.predict)(evaluated_params(state), state.model_state, batch)["logits"]
+    found = program(images)["logits"]
+    difference = float(np.abs(np.asarray(wanted) - found).max())
+    largest = float(np.abs(wanted).max())
+    if not difference <= ALLOWED[config.train.precision] * max(1.0, largest):
+        raise Failure(
+            f"{path.name}: its logits differ from the model's by {difference:.3g} (the largest is {largest:.3g}); "
+            "nothing was written"
+        )
+    by = f"{difference:.2g} of {largest:.3g}"
+    return f"on {count} {split} pictures its logits differ from the model's by at most {by}"
+
+
+def _readme(format: str, use: str, about: dict[str, Any]) -> str:
+    shape = about["inputs"].get("image")
+    if format in PROGRAMS:
+        text = (
+            f"`images` is uint8 [B, {', '.join(map(str, shape))}] from 0 to 255, any B. The outputs, float32 "
+            f"[B, {len(about['classes'])}] each, are `logits` and `probabilities`. Normalisation is inside."
+        )
+    else:
+        text = f"Arrays have the names of '{about['naming']}'. Its inputs are normalised: {about['normalised']}."
+    return (
+        f"# {about['model']['name']}, {format}\n\n```python\n{use}\n```\n\n{text}\n\n"
+        f"Classes, mean, standard deviation, the model's options and the config it was trained by: `{ABOUT}`.\n"
+    )
+
+
+def _move(staging: Path, out: Path) -> None:
+    """Puts what was written in place of what was there, the description last."""
+    for path in sorted(staging.iterdir(), key=lambda p: p.name == ABOUT):
+        target = out / path.name
+        if target.is_dir():  # which no rename replaces
+            os.replace(target, staging.with_name(staging.name + "-old"))
+            os.replace(path, target)
+            shutil.rmtree(staging.with_name(staging.name + "-old"))
+        else:
+            os.replace(path, target)
