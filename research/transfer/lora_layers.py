@@ -100,9 +100,8 @@ def call(
     Raises:
       ValueError: dropout before a layer whose first axis is not the examples'.
     """
-    y = base(
-        x
-    )  # first: when parameters are made, the layer's own draw the keys that they draw without an adapter
+    # First: when parameters are made, the layer's own draw the keys that they draw without an adapter.
+    y = base(x)
     kernel: Any = module.get_variable("params", KERNELS[kind])
     leaves, s = _leaves(kind, module, lora, kernel), scale(lora)
     a, b = leaves["lora_a"].astype(y.dtype), leaves["lora_b"].astype(y.dtype)
