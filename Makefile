@@ -1,5 +1,6 @@
 # make run     trains a small model on a data set that comes with the requirements, and shows the result
 # make test    the fast tests            make slow    the slow ones            make lint    linters and types
+# make parity  the tests against PyTorch, Keras, TensorFlow and ONNX Runtime, in an environment of their own (3 GB)
 #
 # All that is needed is a Python of 3.11 or newer; the first call sets up a virtual environment, later ones use it.
 #   make test PYTHON=python3.12     another Python, with an environment of its own
@@ -12,13 +13,13 @@ ARGS =
 ifdef PYTHON
 VENV ?= .venv-$(subst /,-,$(PYTHON:/%=%))
 else
-VENV ?= .venv
+VENV ?= .venv$(if $(filter parity,$(MAKECMDGOALS)),-parity)
 PYTHON := python3 python3.13 python3.12 python3.11
 endif
 
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: run test slow lint format clean
+.PHONY: run test slow parity lint format clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -29,6 +30,9 @@ test: $(VENV)/.installed-test
 
 slow: $(VENV)/.installed-test
 	@$(VENV)/bin/python -m pytest -q -m slow $(ARGS)
+
+parity: $(VENV)/.installed-parity
+	@$(VENV)/bin/python -m pytest -q -n 2 -m parity $(ARGS)
 
 lint: $(VENV)/.installed-test
 	@failed=0; for check in "ruff check --output-format concise ." "ruff format --check ." mypy "lint-imports --no-cache"; \
@@ -59,3 +63,8 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	@echo "Adding what the tests need to $(VENV) ..."
 	@rm -f $(VENV)/.installed
 	@$(PIP) -r requirements-test.txt && touch $(VENV)/.installed $@
+
+$(VENV)/.installed-parity: requirements-parity.txt requirements-export.txt $(VENV)/.installed-test
+	@echo "Adding PyTorch, TensorFlow and what else the parity tests need to $(VENV) ..."
+	@rm -f $(VENV)/.installed
+	@$(PIP) -r requirements-parity.txt && touch $(VENV)/.installed $(VENV)/.installed-test $@

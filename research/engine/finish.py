@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from research.data.source import in_order, is_test
-from research.engine import pretrained
+from research.engine import pretrained, table
 from research.engine.checkpoint import Checkpoints, Restored, demand_same_data
 from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
@@ -107,7 +107,9 @@ def finish(
         "params_sha256": params_sha256(last.params),
     }
     writer.write_summary(summary)
-    write_report(workdir, [*sections, Section("Data", "json", task.data.report)])
+    header = ("group", "arrays", "parameters", "trained", "lr x")
+    trained_groups = Section("What was trained", "table", (header, table.group_rows(rows)))
+    write_report(workdir, [*sections, trained_groups, Section("Data", "json", task.data.report)])
     writer.end_run(0)  # last: until then the same command comes back here
     return summary
 

@@ -78,19 +78,26 @@ def format_table(rows: list[Row]) -> str:
     return out.getvalue()
 
 
-def summarize(rows: list[Row]) -> list[str]:
-    """Returns a line for each group, and the totals: what the log of a run shows."""
+def group_rows(rows: list[Row]) -> list[tuple[str, int, int, str, str]]:
+    """Returns a row for each group: pattern, arrays, parameters, when it is trained, its factor of the learning rate."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.treatment.group, _when(row.treatment)), []).append(row)
-    lines = []
+    found = []
     for (group, when), members in groups.items():
         rates = sorted({row.treatment.lr for row in members})
-        rate = f"{rates[0]:.4g}" if len(rates) == 1 else f"{rates[0]:.4g} to {rates[-1]:.4g}"
-        lines.append(
-            f"{group}: {sum(row.size for row in members):,} parameters in {len(members)} arrays, {when}"
-            + (f", lr x {rate}" if when != "frozen" and rates != [1.0] else "")
-        )
+        rate = " to ".join(f"{r:.4g}" for r in dict.fromkeys((rates[0], rates[-1])))
+        found.append((group, len(members), sum(row.size for row in members), when, rate))
+    return found
+
+
+def summarize(rows: list[Row]) -> list[str]:
+    """Returns a line for each group, and the totals: what the log of a run shows."""
+    lines = [
+        f"{group}: {size:,} parameters in {count} array{'s' * (count > 1)}, {when}"
+        + (f", lr x {rate}" if when != "frozen" and rate != "1" else "")
+        for group, count, size, when, rate in group_rows(rows)
+    ]
     return [*lines, _totals(rows)]
 
 

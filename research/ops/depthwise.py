@@ -5,7 +5,8 @@ B examples, H, W height and width, K, N kernel height and width, C channels, H',
 XLA has it as a grouped convolution with C groups, which its CPU backend runs at a few percent of the machine's speed,
 and its gradients slower still. Here it is a sum of K*N shifted pictures, each times one number a channel: XLA fuses the
 sum into one loop over the output, vectorised over channels. At the sizes of EfficientNet-Lite that takes a twentieth to
-a sixtieth of the time, the gradient by pictures a tenth or less, that by the kernel a third or less. benchmarks/ops.py prints the comparison.
+a sixtieth of the time, the gradient by pictures a tenth or less, that by the kernel a third or less. benchmarks/ops.py
+prints the comparison.
 """
 
 import operator

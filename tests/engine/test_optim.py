@@ -229,6 +229,6 @@ def test_the_table_as_text_holds_every_parameter_and_the_totals():
     assert lines[-1] == "total: 8 parameters, 6 trainable, 2 frozen; 48 optimizer bytes"
     assert summarize(rows) == [
         "conv: 6 parameters in 2 arrays, from step 12, lr x 0.5",
-        ".*: 2 parameters in 1 arrays, frozen",
+        ".*: 2 parameters in 1 array, frozen",
         lines[-1],
     ]

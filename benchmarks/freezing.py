@@ -1,0 +1,270 @@
+"""What a frozen trunk saves: FLOPs, time and optimizer memory of a train step, and PyTorch's time beside ours.
+
+    python benchmarks/freezing.py [--torch=PYTHON] [--rounds=11] [--nets=efficientnet,resnet] [--json=FILE]
+
+EfficientNet-Lite0 on pictures of 96x96 and ResNet-18 (small stem) on 64x64, batches of 32, AdamW; everything trained,
+or the head alone. The steps are those of a run: config, `modes.build`, `make_program`, `compile_train`. Features are
+not kept (that is benchmarks/probe.py): the trunk runs forward in each step. Nothing is dropped at random, on either
+side.
+
+Both sides take their steps in turn, in processes of their own on the same `--cores` cores. PYTHON is an interpreter
+that has torch; benchmarks/freezing_torch.py says what it runs. PyTorch has both layouts of memory tried, and its
+threads' waiting both as it comes and passive (OMP_WAIT_POLICY); the fastest for each step counts. A ratio is the median
+of the rounds' ratios.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+SIDES = {"efficientnet": 96, "resnet": 64}
+NAMES = {"efficientnet": "EfficientNet-Lite0, 96x96", "resnet": "ResNet-18, 64x64"}
+STEPS = {"efficientnet": 3, "resnet": 1}  # in a turn
+TRAINED = ("all", "head")
+BATCH, CLASSES = 32, 10
+PAUSE = 0.05  # seconds before a turn, in which the other side's threads fall asleep
+ASKED = {"flops": 0.02, "ratio": 0.4}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--torch", default="", help="an interpreter with torch; '' leaves it out")
+    options.add_argument("--rounds", type=int, default=11)
+    options.add_argument("--nets", default="efficientnet,resnet")
+    options.add_argument("--cores", type=int, default=2)
+    options.add_argument("--json", default="", help="a file for the figures")
+    given = options.parse_args()
+    cores = sorted(os.sched_getaffinity(0))[: given.cores]
+    os.sched_setaffinity(0, cores)  # before JAX counts them; the other process inherits it
+    before = os.getloadavg()[0]
+    workers = [Worker(given.torch, len(cores), wait) for wait in ("", "PASSIVE") if given.torch]
+    found = {net: measure(net, workers, given.rounds) for net in given.nets.split(",")}
+
+    import jax
+
+    result = {
+        "jax": jax.__version__,
+        "torch": workers[0].version if workers else None,
+        "cores": len(cores),
+        "rounds": given.rounds,
+        "load_before": before,  # of the last minute; 0 on a machine that does nothing else
+        "nets": found,
+    }
+    report(result)
+    if given.json:
+        Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(net: str, workers: list["Worker"], rounds: int) -> dict[str, Any]:
+    """Returns the figures of one network."""
+    programs = {trained: build(net, trained) for trained in TRAINED}
+    found = arithmetic(programs)
+    ours = {trained: Step(*program) for trained, program in programs.items()}
+    turns: dict[tuple[str, str], Callable[[], float]] = {}
+    for trained, step in ours.items():
+        found[f"optimizer_bytes_{trained}"] = step.optimizer_bytes
+        found[f"optimizer_bytes_of_frozen_{trained}"] = step.frozen_bytes
+        found[f"gflop_{trained}"] = step.gflop
+        turns["ours", trained] = lambda step=step: step(STEPS[net])
+    found["gflop_ratio"] = found["gflop_head"] / found["gflop_all"]
+    found["gflop_frozen_over_parts"] = found["gflop_head"] / found["gflop_trunk_and_head"]
+    if workers:
+        for trained in TRAINED:
+            how, turn, counts = fastest(workers, net, trained)
+            assert counts == ours[trained].counts, f"not the same network: {counts}"
+            found[f"torch_{trained}_how"] = how
+            turns["torch", trained] = lambda turn=turn: turn(STEPS[net])
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in turns}
+    for i in range(rounds + 1):  # the first warms up
+        for key, turn in turns.items():
+            time.sleep(PAUSE)
+            ms = turn()
+            if i:
+                times[key].append(ms)
+    for side in dict.fromkeys(side for side, _ in times):
+        each = {trained: times[side, trained] for trained in TRAINED}
+        for trained in TRAINED:
+            found[f"{side}_ms_{trained}"] = statistics.median(each[trained])
+        ratios = [b / a for a, b in zip(each["all"], each["head"], strict=True)]
+        found[f"{side}_ratio"] = statistics.median(ratios)
+        found[f"{side}_ratio_range"] = [min(ratios), max(ratios)]
+    return found
+
+
+def build(net: str, trained: str) -> tuple[Any, Any, Any]:
+    """Returns the layout, the task and the program of a run on scikit-learn's digits, made larger."""
+    from research import modes
+    from research.config import defaults, resolve
+    from research.engine.program import durations, make_program
+    from research.errors import UserErrors
+    from research.groups import probe
+
+    config = defaults()
+    config.data.name = "digits"
+    config.data.image_size, config.data.channels = SIDES[net], 3
+    config.model.name = net
+    config.train.batch_size = BATCH
+    config.optimizer.name, config.optimizer.weight_decay = "adamw", 0.01
+    config.optimizer.groups = probe() if trained == "head" else ()
+    still = [("model.dropout", "0.0")]
+    still += [("model.drop_path", "0.0")] if net == "efficientnet" else []
+    config, mistakes = resolve(config, still)
+    if mistakes:
+        raise UserErrors(mistakes)
+    layout, task = modes.build(config)
+    return layout, task, make_program(config, task, layout, durations(config, task))
+
+
+def arithmetic(programs: dict[str, Any]) -> dict[str, float]:
+    """Returns the GFLOP of the trunk's forward pass, and of the head's own step on features of the trunk."""
+    import jax
+
+    from research.engine.state import join, split
+    from research.transfer.features import cut_point
+
+    layout, task, program = programs["head"]
+    state = jax.device_get(program.create())
+    batch = task.data.train_batch(0, slice(None))
+    trained, frozen = split(state.params, program.trainable)
+    name = cut_point(program.task, trained, frozen, state.model_state, batch, join=join)
+
+    def trunk(params, model_state, batch):
+        return task.features(params, model_state, batch)[name]
+
+    given = {name: jax.eval_shape(trunk, state.params, state.model_state, batch)}
+    alone = {**task.data.train_batch(0, slice(None), inputs=False), "given": given}
+    forward = layout.map(trunk).lower(state.params, state.model_state, batch).compile()
+    head = layout.compile_train(program.step, jax.eval_shape(program.create), alone)
+    parts = {"gflop_trunk": gflop(forward), "gflop_head_alone": gflop(head)}
+    return {"cut": name, **parts, "gflop_trunk_and_head": sum(parts.values())}
+
+
+def gflop(program: Any) -> float:
+    return program.cost_analysis()["flops"] / 1e9
+
+
+class Step:
+    """A run's compiled step: called with a number of steps, it takes them and returns the median of their ms."""
+
+    def __init__(self, layout: Any, task: Any, program: Any):
+        import jax
+
+        from research.engine.state import named_leaves
+
+        self._state = layout.put_state(jax.device_get(program.create()))
+        self._batch = layout.put_batch(task.data.train_batch(0, layout.rows(BATCH)))
+        sizes = {path: leaf.size for path, leaf in named_leaves(self._state.params).items()}
+        trainable = sum(size for path, size in sizes.items() if program.trainable(path))
+        self.counts = {"parameters": sum(sizes.values()), "trainable": trainable}
+        held = named_leaves(self._state.opt_state)
+        self.optimizer_bytes = sum(leaf.nbytes for leaf in held.values())
+        frozen = tuple("/" + path for path in sizes if not program.trainable(path))
+        self.frozen_bytes = sum(leaf.nbytes for p, leaf in held.items() if p.endswith(frozen))
+        self._step = layout.compile_train(program.step, self._state, self._batch)
+        self.gflop = gflop(self._step)
+
+    def __call__(self, steps: int) -> float:
+        import jax
+
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            self._state, metrics = self._step(self._state, self._batch)
+            jax.block_until_ready((self._state, metrics))
+            times.append((time.perf_counter() - start) * 1e3)
+        return statistics.median(times)
+
+
+class Worker:
+    """PyTorch in another interpreter, asleep until it is asked for steps."""
+
+    def __init__(self, python: str, threads: int, wait: str):
+        self.wait = wait.lower() or "as it comes"
+        self.version = ""
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
+        self._process = subprocess.Popen(
+            [python, str(ROOT / "benchmarks" / "freezing_torch.py"), str(threads)],
+            env=env | ({"OMP_WAIT_POLICY": wait} if wait else {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def steps(self, net: str, trained: str, layout: str, count: int) -> dict[str, Any]:
+        asked = {"net": net, "trained": trained, "layout": layout, "batch": BATCH, "steps": count}
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit("error: PyTorch's process ended; its own words are above")
+        answer = json.loads(line)
+        self.version = answer.pop("version")
+        return answer
+
+
+def fastest(workers: list[Worker], net: str, trained: str):
+    """Returns how PyTorch takes the step fastest, a function that takes some, and the network's counts."""
+    tried = []
+    for worker in workers:
+        for layout in ("default", "channels_last"):
+            worker.steps(net, trained, layout, 1)
+            time.sleep(PAUSE)
+            answer = worker.steps(net, trained, layout, STEPS[net] + 1)
+            ms = statistics.median(answer.pop("ms"))
+            tried.append((ms, len(tried), worker, layout, answer))
+    _, _, worker, layout, counts = min(tried)
+
+    def turn(count: int) -> float:
+        return statistics.median(worker.steps(net, trained, layout, count)["ms"])
+
+    return f"{layout}, waiting {worker.wait}", turn, counts
+
+
+def report(result: dict[str, Any]) -> None:
+    versions = f"jax {result['jax']}" + (f", torch {result['torch']}" if result["torch"] else "")
+    print(
+        f"{versions}, {result['cores']} cores, batch {BATCH}, {result['rounds']} rounds, ", end=""
+    )
+    print(f"load before {result['load_before']:.2f}")
+    print(f"{'':58s}{'all':>10s}{'frozen':>10s}{'ratio':>8s}  asked")
+    for net, f in result["nets"].items():
+        row(f"{NAMES[net]}: GFLOP a step", f["gflop_all"], f["gflop_head"], f["gflop_ratio"])
+        near = abs(f["gflop_frozen_over_parts"] - 1) <= ASKED["flops"]
+        parts = f["gflop_trunk_and_head"], f["gflop_head"], f["gflop_frozen_over_parts"]
+        row("  frozen, to the trunk's forward pass + the head's step", *parts, "1 +- 0.02", near)
+        ours = f["ours_ms_all"], f["ours_ms_head"], f["ours_ratio"]
+        row("  ms a step, ours", *ours, "<= 0.40", f["ours_ratio"] <= ASKED["ratio"])
+        if "torch_ratio" in f:
+            theirs = f["torch_ms_all"], f["torch_ms_head"], f["torch_ratio"]
+            holds = f["ours_ratio"] <= f["torch_ratio"]
+            row("  ms a step, PyTorch", *theirs, ">= ours", holds)
+            print(f"    all: {f['torch_all_how']}; frozen: {f['torch_head_how']}")
+        sizes = f["optimizer_bytes_all"] / 1e3, f["optimizer_bytes_head"] / 1e3
+        row("  optimizer kB", *sizes, sizes[1] / sizes[0])
+        held = f["optimizer_bytes_of_frozen_head"]
+        print(f"{'  optimizer bytes of frozen parameters':58s}{'':10s}{held:10d}", end="")
+        print(f"{'':8s}  0{'' if held == 0 else ': MISSED'}")
+
+
+def row(
+    name: str, first: float, second: float, ratio: float, asked: str = "", holds: bool = True
+) -> None:
+    print(f"{name:58s}{first:10.2f}{second:10.2f}{ratio:8.3f}", end="")
+    print(f"  {asked}{'' if holds else ': MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
