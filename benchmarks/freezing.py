@@ -14,6 +14,7 @@ of the rounds' ratios.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -22,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,6 +35,13 @@ TRAINED = ("all", "head")
 BATCH, CLASSES = 32, 10
 PAUSE = 0.05  # seconds before a turn, in which the other side's threads fall asleep
 ASKED = {"flops": 0.02, "ratio": 0.4}
+
+
+class Times(NamedTuple):
+    """Of a step: by the clock, and of the processor over all threads, which other programs disturb less."""
+
+    ms: float
+    processor_ms: float
 
 
 def main() -> None:
@@ -72,34 +80,36 @@ def measure(net: str, workers: list["Worker"], rounds: int) -> dict[str, Any]:
     programs = {trained: build(net, trained) for trained in TRAINED}
     found = arithmetic(programs)
     ours = {trained: Step(*program) for trained, program in programs.items()}
-    turns: dict[tuple[str, str], Callable[[], float]] = {}
+    turns: dict[tuple[str, str], Callable[[], Times]] = {}
     for trained, step in ours.items():
         found[f"optimizer_bytes_{trained}"] = step.optimizer_bytes
         found[f"optimizer_bytes_of_frozen_{trained}"] = step.frozen_bytes
         found[f"gflop_{trained}"] = step.gflop
-        turns["ours", trained] = lambda step=step: step(STEPS[net])
+        turns["ours", trained] = functools.partial(step, STEPS[net])
     found["gflop_ratio"] = found["gflop_head"] / found["gflop_all"]
     found["gflop_frozen_over_parts"] = found["gflop_head"] / found["gflop_trunk_and_head"]
     if workers:
         for trained in TRAINED:
-            how, turn, counts = fastest(workers, net, trained)
+            turn, tried, counts = fastest(workers, net, trained)
             assert counts == ours[trained].counts, f"not the same network: {counts}"
-            found[f"torch_{trained}_how"] = how
-            turns["torch", trained] = lambda turn=turn: turn(STEPS[net])
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in turns}
+            found[f"torch_{trained}_tried_ms"] = tried
+            turns["torch", trained] = turn
+    times: dict[tuple[str, str], list[Times]] = {key: [] for key in turns}
     for i in range(rounds + 1):  # the first warms up
         for key, turn in turns.items():
             time.sleep(PAUSE)
-            ms = turn()
+            measured = turn()
             if i:
-                times[key].append(ms)
+                times[key].append(measured)
     for side in dict.fromkeys(side for side, _ in times):
-        each = {trained: times[side, trained] for trained in TRAINED}
-        for trained in TRAINED:
-            found[f"{side}_ms_{trained}"] = statistics.median(each[trained])
-        ratios = [b / a for a, b in zip(each["all"], each["head"], strict=True)]
-        found[f"{side}_ratio"] = statistics.median(ratios)
-        found[f"{side}_ratio_range"] = [min(ratios), max(ratios)]
+        for unit in Times._fields:
+            each = {t: [getattr(m, unit) for m in times[side, t]] for t in TRAINED}
+            ratios = [b / a for a, b in zip(each["all"], each["head"], strict=True)]
+            found[f"{side}_{unit}"] = {
+                **{trained: statistics.median(each[trained]) for trained in TRAINED},
+                "ratio": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+            }
     return found
 
 
@@ -155,8 +165,12 @@ def gflop(program: Any) -> float:
     return program.cost_analysis()["flops"] / 1e9
 
 
+def medians(times: dict[str, Any]) -> Times:
+    return Times(*(statistics.median(times[unit]) for unit in Times._fields))
+
+
 class Step:
-    """A run's compiled step: called with a number of steps, it takes them and returns the median of their ms."""
+    """A run's compiled step: called with a number of steps, it takes them and returns the medians."""
 
     def __init__(self, layout: Any, task: Any, program: Any):
         import jax
@@ -175,16 +189,17 @@ class Step:
         self._step = layout.compile_train(program.step, self._state, self._batch)
         self.gflop = gflop(self._step)
 
-    def __call__(self, steps: int) -> float:
+    def __call__(self, steps: int) -> Times:
         import jax
 
-        times = []
+        times: dict[str, list[float]] = {"ms": [], "processor_ms": []}
         for _ in range(steps):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             self._state, metrics = self._step(self._state, self._batch)
             jax.block_until_ready((self._state, metrics))
-            times.append((time.perf_counter() - start) * 1e3)
-        return statistics.median(times)
+            times["ms"].append((time.perf_counter() - start[0]) * 1e3)
+            times["processor_ms"].append((time.process_time() - start[1]) * 1e3)
+        return medians(times)
 
 
 class Worker:
@@ -202,7 +217,8 @@ class Worker:
             text=True,
         )
 
-    def steps(self, net: str, trained: str, layout: str, count: int) -> dict[str, Any]:
+    def steps(self, net: str, trained: str, layout: str, count: int) -> tuple[Times, dict]:
+        """Takes train steps; returns the medians of their times, and the counts of parameters."""
         asked = {"net": net, "trained": trained, "layout": layout, "batch": BATCH, "steps": count}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(asked) + "\n")
@@ -211,26 +227,23 @@ class Worker:
         if not line:
             sys.exit("error: PyTorch's process ended; its own words are above")
         answer = json.loads(line)
-        self.version = answer.pop("version")
-        return answer
+        self.version = answer["version"]
+        return medians(answer), {key: answer[key] for key in ("parameters", "trainable")}
 
 
 def fastest(workers: list[Worker], net: str, trained: str):
-    """Returns how PyTorch takes the step fastest, a function that takes some, and the network's counts."""
-    tried = []
+    """Returns a turn of PyTorch's fastest step, the ms of all ways of taking it, and the network's counts."""
+    tried: dict[str, float] = {}
+    turns: dict[str, Callable[[], Times]] = {}
     for worker in workers:
         for layout in ("default", "channels_last"):
-            worker.steps(net, trained, layout, 1)
+            how = f"{layout}, waiting {worker.wait}"
+            counts = worker.steps(net, trained, layout, 1)[1]  # makes it, and warms up
+            turns[how] = lambda w=worker, form=layout: w.steps(net, trained, form, STEPS[net])[0]
             time.sleep(PAUSE)
-            answer = worker.steps(net, trained, layout, STEPS[net] + 1)
-            ms = statistics.median(answer.pop("ms"))
-            tried.append((ms, len(tried), worker, layout, answer))
-    _, _, worker, layout, counts = min(tried)
-
-    def turn(count: int) -> float:
-        return statistics.median(worker.steps(net, trained, layout, count)["ms"])
-
-    return f"{layout}, waiting {worker.wait}", turn, counts
+            tried[how] = statistics.median(turns[how]().ms for _ in range(2))
+    best = min(tried, key=tried.__getitem__)
+    return turns[best], {best: tried.pop(best), **tried}, counts
 
 
 def report(result: dict[str, Any]) -> None:
@@ -245,18 +258,25 @@ def report(result: dict[str, Any]) -> None:
         near = abs(f["gflop_frozen_over_parts"] - 1) <= ASKED["flops"]
         parts = f["gflop_trunk_and_head"], f["gflop_head"], f["gflop_frozen_over_parts"]
         row("  frozen, to the trunk's forward pass + the head's step", *parts, "1 +- 0.02", near)
-        ours = f["ours_ms_all"], f["ours_ms_head"], f["ours_ratio"]
-        row("  ms a step, ours", *ours, "<= 0.40", f["ours_ratio"] <= ASKED["ratio"])
-        if "torch_ratio" in f:
-            theirs = f["torch_ms_all"], f["torch_ms_head"], f["torch_ratio"]
-            holds = f["ours_ratio"] <= f["torch_ratio"]
-            row("  ms a step, PyTorch", *theirs, ">= ours", holds)
-            print(f"    all: {f['torch_all_how']}; frozen: {f['torch_head_how']}")
+        ratio = f["ours_ms"]["ratio"]
+        row("  ms a step, ours", *three(f["ours_ms"]), "<= 0.40", ratio <= ASKED["ratio"])
+        if "torch_ms" in f:
+            holds = ratio <= f["torch_ms"]["ratio"]
+            row("  ms a step, PyTorch", *three(f["torch_ms"]), ">= ours", holds)
+            best = {trained: next(iter(f[f"torch_{trained}_tried_ms"])) for trained in TRAINED}
+            print(f"    all: {best['all']}; frozen: {best['head']}")
+        row("  processor ms a step, ours", *three(f["ours_processor_ms"]))
+        if "torch_ms" in f:
+            row("  processor ms a step, PyTorch", *three(f["torch_processor_ms"]))
         sizes = f["optimizer_bytes_all"] / 1e3, f["optimizer_bytes_head"] / 1e3
         row("  optimizer kB", *sizes, sizes[1] / sizes[0])
         held = f["optimizer_bytes_of_frozen_head"]
         print(f"{'  optimizer bytes of frozen parameters':58s}{'':10s}{held:10d}", end="")
         print(f"{'':8s}  0{'' if held == 0 else ': MISSED'}")
+
+
+def three(figures: dict[str, Any]) -> tuple[float, float, float]:
+    return figures["all"], figures["head"], figures["ratio"]
 
 
 def row(

@@ -79,7 +79,7 @@ def format_table(rows: list[Row]) -> str:
 
 
 def group_rows(rows: list[Row]) -> list[tuple[str, int, int, str, str]]:
-    """Returns a row for each group: pattern, arrays, parameters, when it is trained, its factor of the learning rate."""
+    """Returns a row for each group: pattern, arrays, parameters, when trained, its factor of the learning rate."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.treatment.group, _when(row.treatment)), []).append(row)

@@ -185,7 +185,7 @@ def _directory(text: str) -> Path:
 def _demand_same_weights(out: Path, about: dict[str, Any], file: str) -> None:
     """Files of several formats may lie side by side if one description holds for all."""
     others = [name for name in map(_file, FORMATS) if name != file and (out / name).exists()]
-    old = _about(out).get("params_sha256")
+    old = str(_about(out).get("params_sha256"))
     if others and old != about["params_sha256"]:
         raise UserError(
             f"--output={out}: holds {', '.join(others)} of other weights (params_sha256 {old[:16]}, "
@@ -194,7 +194,7 @@ def _demand_same_weights(out: Path, about: dict[str, Any], file: str) -> None:
 
 
 def _about(out: Path) -> dict[str, Any]:
-    return files.read_json(out / ABOUT, {})
+    return files.read_json(out / ABOUT, {}) or {}
 
 
 def _texts(about: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from research.config import defaults, resolve
-from research.engine.state import create, with_constants
+from research.engine.pretrained import with_constants
+from research.engine.state import create
 from research.engine.step import make_train_step
 from research.errors import UserError
 from research.task import LossOutput, Task
@@ -242,7 +243,7 @@ def test_the_teacher_keeps_its_bits():
     student, teacher = digits(*CNN), digits(*CNN)
     task, variables = taught(student, teacher, temperature=4.0, weight=0.5)
     tx = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2, weight_decay=0.1))
-    state = with_constants(jax.jit(lambda: create(task, tx, seed=0, ema=0.9))(), task)
+    state = with_constants(task, jax.jit(lambda: create(task, tx, seed=0, ema=0.9))())
     before = jax.device_get(state)
     step = make_train_step(task, tx, seed=0, micro_batches=2, ema=0.9)
     step = jax.jit(step, donate_argnums=0)
@@ -296,7 +297,7 @@ def test_micro_batches_and_masks_weigh_the_same():
     batch = task.data.train_batch(0, slice(None))
     batch |= {"mask": np.float32(np.arange(32) % 3 > 0)}
     tx = optax.sgd(1.0)
-    state = with_constants(jax.jit(lambda: create(task, tx, seed=0, ema=0.0))(), task)
+    state = with_constants(task, jax.jit(lambda: create(task, tx, seed=0, ema=0.0))())
     whole, of_whole = jax.jit(make_train_step(task, tx, seed=0))(state, batch)
     for micro_batches in (2, 4):
         step = jax.jit(make_train_step(task, tx, seed=0, micro_batches=micro_batches))

@@ -35,7 +35,7 @@ def write(program: Program, path: Path) -> None:
     shape = export.symbolic_shape("b, " + ", ".join(map(str, program.shape)))
     predict = lambda image: operator.itemgetter(*OUTPUTS)(program.predict(image))  # noqa: E731
     traced = jax.make_jaxpr(predict)(jax.ShapeDtypeStruct(shape, jnp.uint8))
-    graph = Graph(onnx, INPUT, shape)
+    graph = Graph(onnx, INPUT, tuple(shape))
     try:
         outputs = graph.lower(traced)
     except Unsupported as error:
