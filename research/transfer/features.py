@@ -27,7 +27,8 @@ def cut_point(
     statistics of the batch must be ruled out by the caller.
 
     Args:
-      task: whose `features` are the candidates, and whose `intermediates` of the same names are looked at.
+      task: whose `features` are the candidates, and whose `intermediates` of the same names are looked at. What it
+        does not take as batch["given"], such as a value that a model only records, is no candidate.
       trained, frozen: the two parts of the parameters, or their shapes; `join` puts them together.
       axis_name: the mapped axis that the task was built for, if there is one.
     """
@@ -40,7 +41,14 @@ def cut_point(
         )
         return values
 
-    jax.eval_shape(candidates, join(trained, frozen))
+    shapes = jax.eval_shape(candidates, join(trained, frozen))
+
+    def taken(name):
+        def given(value, params):
+            return task.features(params, model_state, {**batch, "given": {name: value}})[name]
+
+        jaxpr = jax.make_jaxpr(given)(shapes[name], join(trained, frozen)).jaxpr
+        return _depends(jaxpr, jaxpr.invars[:1])[0]
 
     def forward(moving):
         params, key = moving
@@ -52,13 +60,14 @@ def cut_point(
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     closed = jax.make_jaxpr(on_an_axis if axis_name else forward)((trained, key))
-    still = [not moved for moved in _depends(closed.jaxpr)]
-    return next((name for name, fixed in zip(names[::-1], still[::-1], strict=True) if fixed), None)
+    still = [not moved for moved in _depends(closed.jaxpr, closed.jaxpr.invars)]
+    fixed = [name for name, held in zip(names, still, strict=True) if held]
+    return next((name for name in reversed(fixed) if taken(name)), None)
 
 
-def _depends(jaxpr: Any) -> Iterable[bool]:
-    """Whether each output depends on any input; an equation's outputs depend on all that it reads."""
-    moving = set(jaxpr.invars)
+def _depends(jaxpr: Any, inputs: Iterable[Any]) -> list[bool]:
+    """Whether each output depends on any of the inputs; an equation's outputs depend on all that it reads."""
+    moving = set(inputs)
     for equation in jaxpr.eqns:
         if any(not hasattr(atom, "val") and atom in moving for atom in equation.invars):
             moving.update(equation.outvars)

@@ -3,7 +3,9 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from research.engine.state import join, split
 from research.models import cnn, resnet
+from research.models.layers import named
 from research.ops.losses import softmax_cross_entropy
 from research.task import LossOutput, Task
 from research.transfer.features import cut_point
@@ -154,6 +157,20 @@ def test_it_runs_along_the_order_of_computation_of_any_model():
         "layer1",
         None,
     ]
+
+
+def test_what_a_model_records_but_does_not_take_is_no_cut():
+    class Model(cnn.Model):
+        @nn.compact
+        def __call__(self, x, *, train, keys=None):
+            x = named(self, "taken", nn.relu(nn.Dense(3, name="low")(x.reshape(len(x), -1))))
+            x = nn.relu(nn.Dense(3, name="high")(x))
+            self.sow("intermediates", "recorded", x)
+            return nn.Dense(self.num_classes, name="head")(x)
+
+    shape = (4, 4, 1)
+    task = task_of(SimpleNamespace(Model=Model), shape)
+    assert cut_of(task, shape, "head/") == "taken"
 
 
 def cut_of(task, shape, trained):
