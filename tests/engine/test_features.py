@@ -117,7 +117,7 @@ def task_of(model, shape, **options):
 
         return run
 
-    blank = dict.fromkeys(Task._fields)
+    blank = {**dict.fromkeys(Task._fields), **Task._field_defaults}
     return Task(
         **{
             **blank,

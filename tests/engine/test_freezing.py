@@ -126,7 +126,7 @@ def net() -> Task:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         return LossOutput(losses, batch["mask"], model_state, {})
 
-    blank = dict.fromkeys(Task._fields)
+    blank = {**dict.fromkeys(Task._fields), **Task._field_defaults}
     return Task(
         **{**blank, "init": init, "loss": loss, "features": trunk, "layers": ("dense", "head")}
     )

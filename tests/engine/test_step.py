@@ -23,7 +23,7 @@ def regression() -> Task:
             errors**2, batch["mask"], state, {"error": jnp.sum(errors * batch["mask"])}
         )
 
-    empty = dict.fromkeys(Task._fields)
+    empty = {**dict.fromkeys(Task._fields), **Task._field_defaults}
     return Task(
         **{**empty, "init": lambda key: ({"w": jnp.ones(3)}, {"seen": jnp.int32(0)}), "loss": loss}
     )

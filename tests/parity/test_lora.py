@@ -87,7 +87,10 @@ def test_outputs_and_merged_weights_are_those_of_peft(kind, how):
     def apply(params, state, batch):
         return model.apply({"params": params}, batch, train=False)
 
-    task = Task(**dict.fromkeys(Task._fields) | dict.fromkeys(("init", "loss", "predict"), apply))
+    task = Task(
+        **{**dict.fromkeys(Task._fields), **Task._field_defaults}
+        | dict.fromkeys(("init", "loss", "predict"), apply)
+    )
     task = task._replace(
         init=lambda key: model.init(key, jnp.asarray(x), train=False),
         intermediates=apply,
@@ -131,7 +134,7 @@ def test_first_values_are_drawn_as_pefts(kind):
     theirs = values(theirs_of(layer), kind, False)["layer"]
     config = defaults().lora
     config.update(dict(rank=RANK, train=()))
-    task = Task(**dict.fromkeys(Task._fields))._replace(
+    task = Task(**{**dict.fromkeys(Task._fields), **Task._field_defaults})._replace(
         init=lambda key: One(make).init(key, jnp.zeros(shape), train=False),
         **dict.fromkeys(("loss", "predict", "intermediates", "features"), len),
     )

@@ -47,7 +47,7 @@ def linear(**of_about) -> Task:
     def predict(params, model_state, batch, *_):
         return {"logits": logits(params, model_state, batch)}
 
-    empty = dict.fromkeys(Task._fields)
+    empty = {**dict.fromkeys(Task._fields), **Task._field_defaults}
     return Task(
         **{
             **empty,

@@ -83,7 +83,7 @@ def task_of(model, shape, dtype=jnp.float32) -> Task:
         how = dict(train=False, capture_intermediates=True, mutable=["intermediates"])
         return apply(params, state, batch, None, **how)[1]["intermediates"]
 
-    none = dict.fromkeys(Task._fields)
+    none = {**dict.fromkeys(Task._fields), **Task._field_defaults}
     given = dict(init=init, loss=loss, predict=predict, intermediates=intermediates)
     return Task(**none | given | {"features": predict})
 
