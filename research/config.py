@@ -453,8 +453,14 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
     if isinstance(default, float) and isinstance(value, float) and not math.isfinite(value):
         errors.append(f"config.{key}: is {value}, which is not a finite number")
     elif default is not None and type(value) is not type(default):
+        kept = isinstance(default, tuple) and isinstance(value, str)
+        mend = (
+            "; on the command line a dict is written {'lr': 1.0}"
+            if kept and "dict(" in value
+            else ""
+        )
         errors.append(
-            f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {default!r}"
+            f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {default!r}{mend}"
         )
     elif kind and any(type(element) is not kind for element in value):
         errors.append(

@@ -123,6 +123,16 @@ def test_a_run_starts_from_the_parameters_of_another(launch, small, base, tmp_pa
             assert leaf.tobytes() == old[path].tobytes(), path
 
 
+def test_pixels_normalised_otherwise_are_told(launch, small, base, tmp_path, capsys):
+    flags = (*small, f"--config.pretrained.source=orbax:{base}", "--config.train.duration=steps=1")
+    assert launch(*flags, f"--workdir={tmp_path}/same") == 0
+    assert "normalised by" not in capsys.readouterr().out
+    others = ("--config.data.mean=(0.5,)", "--config.data.std=(0.25,)")
+    assert launch(*flags, *others, f"--workdir={tmp_path}/other") == 0
+    told = [x for x in capsys.readouterr().out.splitlines() if "normalised by" in x]
+    assert len(told) == 1 and "mean (0.5,) and std (0.25,)" in told[0]
+
+
 def test_a_finished_import_needs_its_source_no_more(launch, small, base, tmp_path, monkeypatch):
     source = tmp_path / "source"
     shutil.copytree(base, source)

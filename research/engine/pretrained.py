@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from research.engine import files
 from research.engine.checkpoint import Checkpoints
 from research.engine.program import Program, in_checkpoint
 from research.engine.state import (
@@ -56,6 +57,8 @@ def start(
     found = read(config, state.params, state.model_state)
     if found:
         say(told(config, found))
+        if note := other_pixels(config, task):
+            say(note)
         state = dataclasses.replace(
             state,
             params=overlay(state.params, found.params),
@@ -181,6 +184,27 @@ def run_arrays(workdir: Path, which: str, *, evaluated: bool) -> dict[str, np.nd
     for collection in state.values():
         arrays |= named_leaves(collection)
     return arrays
+
+
+def other_pixels(config: Any, task: Task) -> str:
+    """Says so if a run's parameters were trained on pixels normalised otherwise than here; '' if not, or not known."""
+    source = config.pretrained.source
+    if not source.startswith("orbax:"):
+        return ""
+    report = files.read_json(Path(source.removeprefix("orbax:")) / "data_report.json", {})
+    then = [*report.get("mean", ()), *report.get("std", ())]
+    now = [*task.about.get("mean", ()), *task.about.get("std", ())]
+    if len(then) != len(now) or np.allclose(then, now, atol=1e-3):
+        return ""
+    words = [
+        f"mean {tuple(round(x, 4) for x in values[: len(values) // 2])} and "
+        f"std {tuple(round(x, 4) for x in values[len(values) // 2 :])}"
+        for values in (then, now)
+    ]
+    return (
+        f"{source}: was trained on pixels normalised by {words[0]}, here it is {words[1]}; "
+        "config.data.mean and config.data.std set them"
+    )
 
 
 def base_of(config: Any, task: Task, program: Program, state: TrainState) -> Base:
