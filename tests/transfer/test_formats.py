@@ -366,12 +366,20 @@ def test_sources_lead_to_their_readers(tmp_path):
         ("keras:", ["keras:FILE"]),
         ("orbax:runs/a", ["not a weight file"]),
         ("hf:nowhere", ["no such folder"]),
+        *(
+            (f"{kind}:{'a' * 300}", ["too long"])
+            for kind in ("hf", "keras", "torch", "safetensors")
+        ),
         ("package:no-such_package", ["pip install no-such-package"]),
         ("package:../x", ["begin with the name"]),
     ],
 )
 def test_wrong_sources_are_told_with_the_mend(source, words):
-    refused(formats.read, source, *words)
+    with pytest.raises(UserError) as error:
+        formats.read(source)
+    line = str(error.value)
+    assert source[:80] in line and "\n" not in line
+    assert all(word in line for word in words), line
 
 
 def test_a_package_is_searched_and_not_imported(tmp_path, monkeypatch):
