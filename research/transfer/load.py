@@ -56,8 +56,9 @@ def load(
       source: where the arrays come from, for messages.
 
     Raises:
-      UserErrors: rules that are wrong; arrays of another model; a missing, an extra or a misshapen array. All of them
-        are listed at once, each with what was expected and found and the rule that would mend it.
+      UserErrors: rules that are wrong; arrays of another model; a missing, an extra or a misshapen array, or one with
+        NaN or infinity in it. All of them are listed at once, each with what was expected and found and the rule that
+        would mend it.
     """
     source = source or "the pretrained arrays"
     if lines := user_rules.mistakes(rules):
@@ -82,7 +83,12 @@ def load(
     for path, leaf in leaves.items():
         if path not in values:
             value = _value(path, shapes[path], table, arrays, rules, problems)
-            values[path] = None if value is None else np.asarray(value, leaf.dtype, order="C")
+            if value is not None:
+                with np.errstate(over="ignore"):  # told below
+                    value = np.asarray(value, leaf.dtype, order="C")
+                if not np.isfinite(value).all():
+                    problems.infinite.append((table[path], value))
+            values[path] = value
     problems.extra = [name for name in left if not _ruled(name, rules, "skip")]
     problems.check(shapes)
     return Imported(

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import numpy as np
+
 from research.errors import UserErrors, nearest
 from research.transfer.tables import Entry, Naming, Shapes
 
@@ -27,6 +29,7 @@ class Problems:
         self.absent: list[str] = []  # paths
         self.missing: list[tuple[Entry, str]] = []  # and which name is missing
         self.narrow: list[tuple[str, str]] = []  # name, dtype
+        self.infinite: list[tuple[Entry, np.ndarray]] = []  # and its value here
         # Shapes of the arrays found, and what they would be here (None: they don't even join).
         self.misshapen: list[tuple[Entry, list[tuple[int, ...]], tuple[int, ...] | None]] = []
         self.unresizable: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
@@ -37,6 +40,7 @@ class Problems:
         lines = [
             *self.rules,
             *self._narrow(),
+            *self._infinite(),
             *self._misshapen(shapes),  # first, since a model of another size lacks names as well
             *(self._missing(entry, name, shapes) for entry, name in self.missing),
             *(self._absent(path) for path in self.absent),
@@ -60,6 +64,16 @@ class Problems:
             mend = "convert the weights to float32 first"
         some = f"{len(self.narrow)} arrays are {dtype}, such as {self._called(name)}"
         return [f"{self.source}: {some}, where float32 or float64 was expected; {mend}"]
+
+    def _infinite(self) -> list[str]:
+        if not self.infinite:
+            return []
+        entry, value = self.infinite[0]
+        count = np.count_nonzero(~np.isfinite(value))
+        return [
+            f"{self.source}: {len(self.infinite)} arrays hold NaN, infinity or more than float32 can, such as "
+            f"{self._called(entry.theirs[0])} ({count} of {value.size}); the training that wrote them went astray"
+        ]
 
     def _missing(self, entry: Entry, name: str, shapes: Shapes) -> str:
         expected = list(entry.shape(shapes[entry.ours]))

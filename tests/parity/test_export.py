@@ -1,8 +1,10 @@
 """Programs of every family against the runtimes that they are written for: ONNX Runtime and TensorFlow."""
 
 import importlib
+import json
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -122,6 +124,65 @@ def test_tensorflow_predicts_the_same(program, tmp_path):
     loaded = tf.saved_model.load(str(tmp_path / "savedmodel"))
     found = loaded.signatures["serving_default"](image=tf.constant(images))
     compare({name: x.numpy() for name, x in found.items()}, logits)
+
+
+def exported(launch, tmp_path, *flags):
+    """Trains for a moment, and exports: a run's program, which tells its logits, beside the weights."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    *flags, format = flags
+    assert launch(*flags, f"--workdir={run}") == 0
+    for kind in ("stablehlo", format):
+        assert (
+            launch(f"--workdir={run}", "--mode=export", f"--format={kind}", f"--output={out}") == 0
+        )
+    about = json.loads((out / "preprocess.json").read_text())
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
+    pixels = (images / 255 - np.array(about["mean"])) / np.array(about["std"])
+    program = jax.export.deserialize(bytearray((out / "model.stablehlo").read_bytes()))
+    return out, pixels.astype(np.float32), np.asarray(program.call(images)["logits"])
+
+
+def test_keras_loads_what_the_command_writes(launch, small, tmp_path):
+    keras = pytest.importorskip("keras")
+    out, pixels, logits = exported(launch, tmp_path, *small, "keras")
+    found = keras.saving.load_model(out / "model.keras").predict(pixels, verbose=0)
+    assert np.ptp(logits, 0).max() > 1e-2
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4)  # float32 in another order of sums
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "efficientnet"])
+def test_the_original_library_loads_what_the_command_writes(launch, root, name, tmp_path):
+    torch = pytest.importorskip("torch")
+    timm = pytest.importorskip("timm")
+    options, theirs = {
+        "resnet": (("stem=imagenet",), ("resnet18", {})),
+        "vit": (
+            ("patch_size=4", "width=48", "depth=2", "heads=3"),
+            ("vit_tiny_patch16_224",)
+            + (dict(img_size=8, patch_size=4, embed_dim=48, depth=2, num_heads=3),),
+        ),
+        "efficientnet": ((), ("tf_efficientnet_lite0", {})),
+    }[name]
+    config = tmp_path / "config.py"
+    lines = (root / "configs/digits_cnn.py").read_text().splitlines()
+    config.write_text("\n".join(line for line in lines if "config.model." not in line))
+    flags = (
+        f"--config={config}",
+        f"--config.model.name={name}",
+        *(f"--config.model.{option}" for option in options),
+        "--config.parallel.devices=1",
+        "--config.train.batch_size=32",
+        "--config.train.duration=steps=2",
+        "--config.eval.bootstrap=20",
+        "--config.log.tensorboard=false",
+    )
+    out, pixels, logits = exported(launch, tmp_path, *flags, "torch:timm")
+    model = timm.create_model(theirs[0], num_classes=10, in_chans=1, **theirs[1])
+    model.load_state_dict(torch.load(out / "model.pth", weights_only=True))
+    with torch.no_grad():
+        found = model.eval()(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).numpy()
+    # After two steps logits are small, so the bound is relative: float32 in another order of sums.
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4 * np.abs(logits).max())
 
 
 @pytest.mark.parametrize("format", ["onnx", "savedmodel"])

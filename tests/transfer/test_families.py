@@ -228,6 +228,20 @@ def test_the_tenth_layer_comes_after_the_second(build):
     same(model.dump((imported.params, imported.model_state), "keras"), arrays)
 
 
+def test_layers_that_have_our_names_are_those_in_any_order(build, tmp_path):
+    """A safetensors file lies in the order of names, where stage10 comes before stage2."""
+    from research.transfer.formats import safetensors
+
+    model = build("cnn", norm="none", features=(4,) * 11, pool=(), dense=())
+    arrays = model.dump(model.trees(), "keras")
+    other = {name.replace("head/", "a/"): array for name, array in arrays.items()}
+    safetensors.write(tmp_path / "f.safetensors", other, {})
+    read = safetensors.read(tmp_path / "f.safetensors")
+    assert list(read).index("stage10_conv1/kernel") < list(read).index("stage2_conv1/kernel")
+    imported = model.load(read)
+    same(model.dump((imported.params, imported.model_state), "keras"), arrays)
+
+
 def test_messages_about_a_keras_file_use_its_own_names(build):
     model = build("cnn")
     arrays = renamed(model.dump(model.trees(), "keras"), OTHERS)

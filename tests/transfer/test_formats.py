@@ -87,8 +87,9 @@ def test_shards_are_read_together(tmp_path):
     refused(safetensors.read, tmp_path, "1 of 3 shards are missing: m-3.safetensors")
     index.write_text(json.dumps({"weight_map": {"c": "../m-1.safetensors"}}))
     refused(safetensors.read, tmp_path, "outside")
-    index.write_text("[]")
-    refused(safetensors.read, tmp_path, "weight_map")
+    for wrong in ("[]", "[" * 100_000):
+        index.write_text(wrong)
+        refused(safetensors.read, tmp_path, "weight_map")
     index.unlink()
     refused(safetensors.read, tmp_path, "holds neither")
 
@@ -240,7 +241,29 @@ def test_keras_files_that_are_not_read_say_why(tmp_path):
         file.create_dataset("layers/dense/vars/0", **options)
         file["layers/dense/vars/1"] = WEIGHTS["head/bias"]
 
-    refused(keras.read, archive(f, h5(claims), head), "claims")
+    refused(keras.read, archive(f, h5(claims), head), "claim")
+
+    def many(file):  # 4 MiB each, of which nothing is stored
+        for i in range(20):
+            options = dict(shape=(2**20,), dtype="f4", chunks=(2**10,))
+            file.create_dataset(f"layers/own/vars/{i}", **options)
+
+    refused(keras.read, archive(f, h5(many), [{"class_name": "Own", "config": {}}]), "claim")
+
+    def twice(file):  # 2 MiB, under 40 names
+        array = np.zeros(2**19, np.float32)
+        array[: 2**15] = np.random.default_rng(0).random(2**15)  # or it would pack too well
+        file["layers/own/vars/0"] = array
+        for i in range(1, 40):
+            file[f"layers/own/vars/{i}"] = file["layers/own/vars/0"]
+
+    with zipfile.ZipFile(f, "w", zipfile.ZIP_DEFLATED) as file:
+        own = [{"class_name": "Own", "config": {}}]
+        file.writestr(
+            "config.json", json.dumps({"class_name": "Sequential", "config": {"layers": own}})
+        )
+        file.writestr("model.weights.h5", h5(twice))
+    refused(keras.read, f, "claim")
 
     def ring(file):
         file["layers/dense/vars/0"] = WEIGHTS["head/bias"]
@@ -254,6 +277,25 @@ def test_keras_files_that_are_not_read_say_why(tmp_path):
     with zipfile.ZipFile(f, "w") as file:
         file.writestr("x", b"")
     refused(keras.read, f, "config.json")
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_unpacks_to_more_than_it_claims_is_not_unpacked(tmp_path, how):
+    import tracemalloc
+
+    path = tmp_path / "f.keras"
+    with zipfile.ZipFile(path, "w", how) as file:
+        file.writestr("config.json", "{}")
+        file.writestr("model.weights.h5", bytes(2**27))
+    content = bytearray(path.read_bytes())
+    size = content.rfind(b"PK\x01\x02") + 24
+    content[size : size + 4] = struct.pack("<I", 1000)
+    path.write_bytes(content)
+    tracemalloc.start()
+    refused(keras.read, path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 def test_a_lambda_layer_is_read_past(tmp_path):
@@ -324,12 +366,20 @@ def test_sources_lead_to_their_readers(tmp_path):
         ("keras:", ["keras:FILE"]),
         ("orbax:runs/a", ["not a weight file"]),
         ("hf:nowhere", ["no such folder"]),
+        *(
+            (f"{kind}:{'a' * 300}", ["too long"])
+            for kind in ("hf", "keras", "torch", "safetensors")
+        ),
         ("package:no-such_package", ["pip install no-such-package"]),
         ("package:../x", ["begin with the name"]),
     ],
 )
 def test_wrong_sources_are_told_with_the_mend(source, words):
-    refused(formats.read, source, *words)
+    with pytest.raises(UserError) as error:
+        formats.read(source)
+    line = str(error.value)
+    assert source[:80] in line and "\n" not in line
+    assert all(word in line for word in words), line
 
 
 def test_a_package_is_searched_and_not_imported(tmp_path, monkeypatch):

@@ -88,6 +88,15 @@ def refused(arrays, **how):
     return str(caught.value).split("\n")
 
 
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf, 1e300])
+def test_what_is_no_number_in_float32_is_refused(wrong):
+    array = Y.astype(np.float64)
+    array[2] = wrong
+    (line,) = refused({"x/kernel": X, "y": array})
+    assert "1 arrays hold NaN, infinity or more than float32 can, such as 'y' (1 of 4)" in line
+    assert given({"x/kernel": X, "y": array}, rules=((r"^y$", "skip"),))["y"] is None
+
+
 def test_skip_leaves_the_fresh_value_and_leaves_out_what_is_left():
     read = given(
         {"x/kernel": X, "other": Y}, rules=((r"^y$", "skip"), (r"^other$", "skip")), naming="own"

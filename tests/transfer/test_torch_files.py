@@ -218,6 +218,18 @@ def test_a_tensor_never_looks_past_its_storage(tmp_path, make, wrong):
 
 
 @FORMATS
+def test_a_small_file_takes_little_memory(tmp_path, make):
+    repeated = {f"w{i}": tensor(shape=(2**24,), strides=(0,)) for i in range(5)}  # 64 MiB each
+    refused(make(tmp_path / "f.pth", state(**repeated), s0=SIX), "'w4'", "4 times the file")
+    # A name whose first half would be a text of 2 ** 60 numbers.
+    halves = b")q\x00" + b"".join(
+        b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60)
+    )
+    bomb = state(w=tensor(), bomb=halves + text("a") + b"\x93")
+    refused(make(tmp_path / "f.pth", bomb, s0=SIX), "damaged", "no text")
+
+
+@FORMATS
 @pytest.mark.parametrize(
     ("value", "word"),
     [

@@ -19,16 +19,25 @@ def by_order(arrays: Arrays, shapes: Shapes) -> dict[str, str]:
       shapes: ours.
 
     Returns:
-      {our name in Keras' spelling, 'stage1_conv1/kernel': name found}. Layers left over on either side are not in it.
+      {our name in Keras' spelling, 'stage1_conv1/kernel': name found}. A layer that has our name is that one, wherever
+      it stands. Layers left over on either side are not in it.
     """
     found = _by_kind({name: array.shape for name, array in arrays.items()})
     ours = _by_kind({path: shapes[path] for path in sorted(shapes, key=natural)})
-    pairs = {}
+    named = {
+        layer: layer
+        for kind in found.keys() & ours.keys()
+        for layer in ours[kind]
+        if layer in found[kind]
+    }
     for kind in found.keys() & ours.keys():
-        for theirs, layer in zip(found[kind], ours[kind], strict=False):
-            for name in arrays:
-                if name.rpartition("/")[0] == theirs:
-                    pairs[f"{layer}/{name.rpartition('/')[2]}"] = name
+        left = [[layer for layer in of[kind] if layer not in named] for of in (found, ours)]
+        named |= dict(zip(*left, strict=False))
+    pairs = {}
+    for name in arrays:
+        layer, _, leaf = name.rpartition("/")
+        if layer in named:
+            pairs[f"{named[layer]}/{leaf}"] = name
     return pairs
 
 

@@ -1,4 +1,8 @@
-"""EfficientNet-Lite 0 to 4 of the PyTorch port (lukemelas; the package efficientnet-lite-pytorch) and of timm."""
+"""EfficientNet-Lite 0 to 4 of the PyTorch port (lukemelas; the package efficientnet-lite-pytorch) and of timm.
+
+Of timm, tf_efficientnet_lite0 to 4. Its efficientnet_lite0, without tf_, has the same names and shapes, but pads evenly
+and adds 1e-5 in its norms: its weights give other logits here, and no array says so.
+"""
 
 from typing import Any
 
@@ -55,7 +59,7 @@ NAMINGS = (
     ),
     Naming(
         "timm",
-        "an EfficientNet of timm",
+        "a tf_efficientnet_lite of timm",
         TORCH,
         timm,
         (r"^conv_stem\.weight$", r"^blocks\.0\.0\.conv_dw\.weight$"),

@@ -57,6 +57,10 @@ def read(source: str) -> Arrays:
         raise UserError(f"source '{source}': say which, {kind}:{SOURCES[kind]}")
     if kind == "orbax":
         raise UserError(f"source '{source}': is a run, not a weight file")
+    try:
+        Path(place).exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise UserError(f"source '{source[:80]}': {error.strerror}") from error
     if kind == "hf":
         return _read_folder(Path(place))
     if kind == "package":

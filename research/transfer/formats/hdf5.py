@@ -7,8 +7,10 @@ import numpy as np
 from research.errors import UserError
 from research.transfer.formats.files import plain
 
-_EXPANSION = 1100  # gzip packs zeros about 1030 times smaller; more is no array but a trap
-_FREE = 2**26  # bytes that need no such proof
+EXPANSION = (
+    100  # what arrays may take, all together, times the file; much more is no weights but a trap
+)
+_FREE = 2**26  # bytes that need no such proof: zeros pack well
 
 
 def datasets(parent, name: str) -> dict[str, Any]:
@@ -27,12 +29,24 @@ def datasets(parent, name: str) -> dict[str, Any]:
     return dict(_below(group, "", set()))
 
 
-def value(dataset) -> np.ndarray:
-    """Returns a dataset's array; bfloat16 as Keras marks it.
+def values(found: dict[str, Any], size: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of datasets, by the same names; bfloat16 as Keras marks it.
+
+    Args:
+      found: name -> h5py.Dataset.
+      size: of the file that they lie in, in bytes.
 
     Raises:
-      UserError: it lies in another file, holds no numbers, or claims to be far larger than what is stored.
+      UserError: one lies in another file or holds no numbers, or together they claim to be far larger than the file.
     """
+    # Before any is read: datasets that were never written, and several that are one, cost a file nothing.
+    claimed = sum(d.nbytes for d in found.values() if d.shape is not None)
+    if claimed > max(_FREE, EXPANSION * size):
+        raise UserError(f"its arrays claim {claimed} bytes, in a file of {size}")
+    return {name: _value(dataset) for name, dataset in found.items()}
+
+
+def _value(dataset) -> np.ndarray:
     import ml_dtypes
 
     name = dataset.name
@@ -40,9 +54,6 @@ def value(dataset) -> np.ndarray:
         raise UserError(f"'{name}' lies in another file")
     if dataset.dtype.hasobject or dataset.shape is None:
         raise UserError(f"'{name}' holds no numbers")
-    stored = dataset.id.get_storage_size()
-    if dataset.nbytes > max(_FREE, _EXPANSION * stored):
-        raise UserError(f"'{name}' claims {dataset.nbytes} bytes, but {stored} are stored")
     array = np.asarray(dataset[()])
     if dataset.attrs.get("dtype") == "bfloat16":
         bits = array.dtype.kind == "V" and array.dtype.itemsize == 2

@@ -10,13 +10,14 @@ import json
 import os
 import re
 import zipfile
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from research.errors import UserError, UserErrors
 from research.transfer.formats.files import existing, looks_like, one_line, plain, write_bytes
-from research.transfer.formats.hdf5 import datasets, strings, value
+from research.transfer.formats.hdf5 import EXPANSION, datasets, strings, values
 
 _WEIGHTS = "model.weights.h5"
 _TOPS = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3; of Keras 2.13
@@ -61,7 +62,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if content.startswith(b"PK\x03\x04"):
             return _read_archive(content)
         if content.startswith(b"\x89HDF"):
-            return _read_h5(content, None)
+            return _read_h5(content, None, len(content))
         raise UserError(f"is no Keras file but {looks_like(path)}")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -132,18 +133,30 @@ def _read_archive(content: bytes) -> dict[str, np.ndarray]:
         for name in ("config.json", _WEIGHTS):
             if name not in archive.namelist():
                 raise UserError(f"is a zip file without {name} in it, so none of Keras 3")
-            if archive.getinfo(name).file_size > 100 * len(content):
-                raise UserError(f"its {name} unpacks to more than a hundred times the file")
-        config = json.loads(archive.read("config.json"))
-        weights = archive.read(_WEIGHTS)
+        config = json.loads(_unpacked(archive, "config.json", len(content)))
+        weights = _unpacked(archive, _WEIGHTS, len(content))
     if config.get("class_name") not in _MODELS:
         raise UserError(
             f"holds a {config.get('class_name')}; only Sequential and Functional models can be read"
         )
-    return _read_h5(weights, config["config"]["layers"])
+    return _read_h5(weights, config["config"]["layers"], len(content))
 
 
-def _read_h5(content: bytes, config: list[dict[str, Any]] | None) -> dict[str, np.ndarray]:
+def _unpacked(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    entry = archive.getinfo(name)
+    # bzip2 and LZMA unpack to whatever they like, whatever size the entry claims.
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(f"its {name} is packed in a way that Keras does not use")
+    if entry.file_size > EXPANSION * size:
+        raise UserError(f"its {name} unpacks to more than {EXPANSION} times the file")
+    with archive.open(entry) as file:
+        return file.read(entry.file_size)  # without a number it unpacks all before it counts
+
+
+def _read_h5(
+    content: bytes, config: list[dict[str, Any]] | None, size: int
+) -> dict[str, np.ndarray]:
+    """size: of the file on the disk, in bytes."""
     import h5py
 
     with h5py.File(io.BytesIO(content), "r") as file:
@@ -161,12 +174,11 @@ def _read_h5(content: bytes, config: list[dict[str, Any]] | None) -> dict[str, n
             pairs = [p for layer in layers for p in _arrays(layer, by_group.get(layer.group, {}))]
         else:
             pairs = list(_legacy(file))
-    arrays = dict(pairs)
-    if len(arrays) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise UserError(f"several arrays are called {', '.join(twice)}; is a model inside it?")
-    return arrays
+        if len(dict(pairs)) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = sorted(name for name, count in counts.items() if count > 1)
+            raise UserError(f"several arrays are called {', '.join(twice)}; is a model inside it?")
+        return values(dict(pairs), size)
 
 
 def _layers(config: list[dict[str, Any]]) -> list[_Layer]:
@@ -198,20 +210,20 @@ def _unlisted(top, by_group: dict[str, dict[str, Any]]) -> list[_Layer]:
 
 
 def _arrays(layer: _Layer, found: dict[str, Any]):
-    """Names and values of one layer's datasets."""
+    """Names of one layer's datasets, and these."""
     found = {place: d for place, d in found.items() if "seed_generator" not in place.split("/")}
     if any(place.startswith("layers/") for place in found):
         raise UserError(f"layer '{layer.name}' is a model of its own; save that one by itself")
     own = {place: d for place, d in found.items() if re.fullmatch(r"vars/\d+", place)}
     names = _names(layer, len(own))
     if names is None:
-        return [(f"{layer.name}/{place}", value(dataset)) for place, dataset in found.items()]
+        return [(f"{layer.name}/{place}", dataset) for place, dataset in found.items()]
     if len(names) != len(found):
         raise UserError(
             f"layer '{layer.name}' should hold {', '.join(names)}, but holds {len(found)} arrays"
         )
     ordered = [found[f"vars/{number}"] for number in range(len(names))]
-    return [(f"{layer.name}/{name}", value(d)) for name, d in zip(names, ordered, strict=True)]
+    return [(f"{layer.name}/{name}", d) for name, d in zip(names, ordered, strict=True)]
 
 
 def _names(layer: _Layer, count: int | None) -> tuple[str, ...] | None:
@@ -249,7 +261,7 @@ def _legacy(file):
             _, named, inner = f"/{weight.removesuffix(':0')}".rpartition(f"/{layer}/")
             inner = inner if named else inner.rpartition("/")[2]
             if "seed_generator" not in inner:
-                yield f"{layer}/{inner}", value(found[weight])
+                yield f"{layer}/{inner}", found[weight]
 
 
 def _with_module(layer: dict[str, Any]) -> dict[str, Any]:

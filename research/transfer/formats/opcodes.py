@@ -136,6 +136,9 @@ def ordered_tensors(tensors: list[tuple[str, Tensor]]) -> bytes:
 
 
 def _name(module: Any, name: Any) -> _Name:
+    # Not yet a text: of a list in a list in a list, shared at each level, that alone would take all memory.
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise ValueError("the pickle names what is no text")
     text = f"{module}.{name}"
     known = _STORAGES | set(_CALLS) | {"collections.OrderedDict"}
     if text not in known:

@@ -110,7 +110,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         places = json.loads(index.read_text())["weight_map"]
         shards = sorted(set(places.values()))
         wrong = [s for s in shards if Path(s).name != s]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{index}: must hold {{'weight_map': {{name: file}}}}: {one_line(error)}"
         ) from error

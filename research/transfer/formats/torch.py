@@ -33,7 +33,8 @@ DTYPES: dict[str, np.dtype] = {
 }
 _MAGIC = 0x1950A86A20F9469CFC6C
 _ALIGN = 64  # bytes, as torch.save places tensors, so that torch.load(mmap=True) finds them aligned
-_BROADCAST = 2**28  # elements of one tensor that may come from a smaller storage
+# Of all tensors together: views may overlap and repeat elements, each becomes an array of its own.
+_FREE, _EXPANSION = 2**28, 4  # bytes; or times the file, whichever is more
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -56,8 +57,12 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             value, bytes_of = _read_legacy(content)
         else:
             raise Refused(f"is no file of torch.save but {looks_like(path)}")
-        state = _state_dict(value)
-        return {name: _array(name, tensor, bytes_of) for name, tensor in state.items()}
+        left = max(_FREE, _EXPANSION * len(content))
+        arrays = {}
+        for name, tensor in _state_dict(value).items():
+            arrays[name] = _array(name, tensor, bytes_of, left)
+            left -= arrays[name].nbytes
+        return arrays
     except Refused as error:
         raise UserError(f"{path}: {error}") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
@@ -182,8 +187,8 @@ def _state_dict(value: Any) -> dict[str, Tensor]:
     return value
 
 
-def _array(name: str, tensor: Tensor, bytes_of) -> np.ndarray:
-    """Looks into a storage as a tensor does, never past its end."""
+def _array(name: str, tensor: Tensor, bytes_of, left: int) -> np.ndarray:
+    """Looks into a storage as a tensor does, never past its end; the result takes at most `left` bytes."""
     storage, offset, shape, strides = tensor
     dtype = DTYPES[storage.kind]
     content = bytes_of(storage)
@@ -200,8 +205,11 @@ def _array(name: str, tensor: Tensor, bytes_of) -> np.ndarray:
     size = 1
     for n in shape:
         size *= n
-    if size > max(storage.size, _BROADCAST):
-        raise Refused(f"tensor '{name}' of shape {shape} is made from {storage.size} elements")
+    if size * dtype.itemsize > left:
+        raise Refused(
+            f"tensor '{name}' of shape {shape} is made from {storage.size} elements: with it, the tensors would take "
+            f"more than {_EXPANSION} times the file"
+        )
     if empty:
         return np.zeros(shape, dtype)
     flat = np.frombuffer(content, dtype)[offset:]
