@@ -124,6 +124,12 @@ def depths(paths: Sequence[str], layers: Sequence[str]) -> dict[str, int]:
     return {path: order[place] for path, place in places.items()}
 
 
+def unfreezing(groups: Iterable[Any]) -> list[str]:
+    """Returns the durations after which groups, of which nothing is wrong, begin to be trained."""
+    given = [options for _, options in groups if options is not None]
+    return [dict(options)["unfreeze_at"] for options in given if "unfreeze_at" in dict(options)]
+
+
 def starts(table: dict[str, Treatment]) -> list[int]:
     """Returns the steps at which something begins to be trained, sorted."""
     return sorted({t.start for t in table.values() if t.start is not None})

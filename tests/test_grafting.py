@@ -154,3 +154,21 @@ def test_what_does_not_fit_is_listed_before_anything_starts(
     assert all(word in error for word in words), error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("duration", "thaw"), [("steps=30", "minutes=0.0002"), ("minutes=0.0005", "steps=12")]
+)
+def test_a_thaw_in_minutes_and_in_a_run_of_minutes_is_by_the_measured_pace(
+    launch, small, tmp_path, capsys, monkeypatch, duration, thaw
+):
+    monkeypatch.setattr("research.engine.train._pace", lambda *_: 60_000.0)
+    groups = f"((r'head/', {{}}), (r'dense', {{'unfreeze_at': '{thaw}'}}), (r'.*', None))"
+    flags = (*small, f"--config.optimizer.groups={groups}", f"--config.train.duration={duration}")
+    assert launch(*flags, "--mode=check") == 0
+    assert launch(*flags, f"--workdir={tmp_path}") == 0
+    table = (tmp_path / "parameters.txt").read_text().splitlines()
+    assert "from step 12" in next(line for line in table if line.startswith("dense1/kernel"))
+    assert "from step 12" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 30
+    assert launch(f"--workdir={tmp_path}", "--mode=evaluate") == 0
