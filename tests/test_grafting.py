@@ -1,5 +1,6 @@
 """Runs that start from another's weights, thaw on the way, are stopped, and are given other groups."""
 
+import itertools
 import json
 import shutil
 
@@ -99,6 +100,37 @@ def test_another_table_is_an_error_unless_it_is_asked_for(
     moved = [p for p in before if p.startswith("params/") and (before[p] != after[p]).any()]
     assert any("stage1_conv1" in path for path in moved)
     assert json.loads((tmp_path / "second" / "summary.json").read_text())["steps"] == 40
+
+
+def test_other_groups_go_on_but_another_model_and_a_lost_base_do_not(
+    launch, small, tmp_path, capsys
+):
+    lora = ("--config.lora.rank=2", "--config.train.duration=steps=3")
+    more = r"((r'(.*/)?lora_', {}), (r'head/', {}), (r'stage2_', {}), (r'.*', None))"
+    first = tmp_path / "first"
+    assert launch(*small, *lora, f"--config.optimizer.groups={more}", f"--workdir={first}") == 0
+    flags = (*small, f"--config.resume={first}", "--config.optimizer.regroup=true")
+    flags += ("--config.train.duration=steps=6",)
+    count = itertools.count()
+
+    def refused(*given):
+        capsys.readouterr()
+        assert launch(*flags, *given, f"--workdir={tmp_path}/refused{next(count)}") == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return error
+
+    # What is frozen now was trained: it would be in no checkpoint, and in no source.
+    assert "stage2_conv1/kernel was trained" in refused("--config.lora.rank=2")
+    assert "lora_a is [3, 3, 4, 2] in the checkpoint and absent here" in refused()
+    assert "[2, 24] here" in refused("--config.lora.rank=2", "--config.model.dense=(24,)")
+    adapters = f"--config.optimizer.groups={more.replace('stage2_', 'stage')}"
+    assert "is not what the checkpoint was made on" in refused(
+        "--config.lora.rank=2", "--config.seed=7", adapters
+    )
+    second = f"--workdir={tmp_path}/second"
+    assert launch(*flags, "--config.lora.rank=2", adapters, second) == 0
+    assert launch(second, "--mode=evaluate") == 0
 
 
 @pytest.fixture(scope="module")
