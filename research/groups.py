@@ -125,9 +125,9 @@ def depths(paths: Sequence[str], layers: Sequence[str]) -> dict[str, int]:
 
 
 def unfreezing(groups: Iterable[Any]) -> list[str]:
-    """Returns the durations after which groups, of which nothing is wrong, begin to be trained."""
-    given = [options for _, options in groups if options is not None]
-    return [dict(options)["unfreeze_at"] for options in given if "unfreeze_at" in dict(options)]
+    """Returns the durations after which groups begin to be trained; what is wrong with groups `treatments` tells."""
+    parsed = [_parse(group, []) for group in groups]
+    return [options["unfreeze_at"] for _, options in parsed if options]
 
 
 def starts(table: dict[str, Treatment]) -> list[int]:

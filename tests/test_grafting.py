@@ -204,3 +204,10 @@ def test_a_thaw_in_minutes_and_in_a_run_of_minutes_is_by_the_measured_pace(
     assert "from step 12" in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 30
     assert launch(f"--workdir={tmp_path}", "--mode=evaluate") == 0
+
+
+@pytest.mark.parametrize("groups", ["(r'head/', {})", "((r'head/', 5),)", "((r'head/', None, 1),)"])
+def test_groups_of_another_form_are_told(launch, small, capsys, groups):
+    assert launch(*small, f"--config.optimizer.groups={groups}", "--mode=check") == 2
+    error = capsys.readouterr().err
+    assert "config.optimizer.groups" in error and "Traceback" not in error
