@@ -210,6 +210,20 @@ def test_what_a_model_records_but_does_not_take_is_no_cut():
     assert cut_of(task, shape, "head/") == "taken"
 
 
+def test_what_the_inputs_go_past_is_no_cut():
+    class Model(cnn.Model):
+        @nn.compact
+        def __call__(self, x, *, train, keys=None):
+            x = named(self, "below", nn.relu(nn.Dense(3, name="stem")(x.reshape(len(x), -1))))
+            left = named(self, "left", nn.Dense(3, name="a")(x))
+            right = named(self, "right", nn.Dense(3, name="b")(x))
+            return nn.Dense(self.num_classes, name="head")(left + right)
+
+    shape = (4, 4, 1)
+    task = task_of(SimpleNamespace(Model=Model), shape)
+    assert cut_of(task, shape, "head/") == "below"
+
+
 def cut_of(task, shape, trained):
     params, state = task.init(jax.random.key(0))
     live, frozen = split(params, lambda path: path.startswith(trained))
