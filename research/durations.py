@@ -15,6 +15,9 @@ class Durations(NamedTuple):
     epoch_examples: int
     steps_per_minute: float | None = None  # measured once, at the start of a run that uses minutes
     total_steps: int | None = None
+    guessed: bool = (
+        False  # the pace is any pace: numbers of steps mean nothing, but that they can be had
+    )
 
     def to_steps(self, duration: str) -> int:
         """Returns the number of steps, rounded up, so that whole epochs are seen whole."""

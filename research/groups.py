@@ -124,6 +124,12 @@ def depths(paths: Sequence[str], layers: Sequence[str]) -> dict[str, int]:
     return {path: order[place] for path, place in places.items()}
 
 
+def unfreezing(groups: Iterable[Any]) -> list[str]:
+    """Returns the durations after which groups begin to be trained; what is wrong with groups `treatments` tells."""
+    parsed = [_parse(group, []) for group in groups]
+    return [options["unfreeze_at"] for _, options in parsed if options]
+
+
 def starts(table: dict[str, Treatment]) -> list[int]:
     """Returns the steps at which something begins to be trained, sorted."""
     return sorted({t.start for t in table.values() if t.start is not None})

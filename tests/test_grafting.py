@@ -1,5 +1,6 @@
 """Runs that start from another's weights, thaw on the way, are stopped, and are given other groups."""
 
+import itertools
 import json
 import shutil
 
@@ -101,6 +102,37 @@ def test_another_table_is_an_error_unless_it_is_asked_for(
     assert json.loads((tmp_path / "second" / "summary.json").read_text())["steps"] == 40
 
 
+def test_other_groups_go_on_but_another_model_and_a_lost_base_do_not(
+    launch, small, tmp_path, capsys
+):
+    lora = ("--config.lora.rank=2", "--config.train.duration=steps=3")
+    more = r"((r'(.*/)?lora_', {}), (r'head/', {}), (r'stage2_', {}), (r'.*', None))"
+    first = tmp_path / "first"
+    assert launch(*small, *lora, f"--config.optimizer.groups={more}", f"--workdir={first}") == 0
+    flags = (*small, f"--config.resume={first}", "--config.optimizer.regroup=true")
+    flags += ("--config.train.duration=steps=6",)
+    count = itertools.count()
+
+    def refused(*given):
+        capsys.readouterr()
+        assert launch(*flags, *given, f"--workdir={tmp_path}/refused{next(count)}") == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return error
+
+    # What is frozen now was trained: it would be in no checkpoint, and in no source.
+    assert "stage2_conv1/kernel was trained" in refused("--config.lora.rank=2")
+    assert "lora_a is [3, 3, 4, 2] in the checkpoint and absent here" in refused()
+    assert "[2, 24] here" in refused("--config.lora.rank=2", "--config.model.dense=(24,)")
+    adapters = f"--config.optimizer.groups={more.replace('stage2_', 'stage')}"
+    assert "is not what the checkpoint was made on" in refused(
+        "--config.lora.rank=2", "--config.seed=7", adapters
+    )
+    second = f"--workdir={tmp_path}/second"
+    assert launch(*flags, "--config.lora.rank=2", adapters, second) == 0
+    assert launch(second, "--mode=evaluate") == 0
+
+
 @pytest.fixture(scope="module")
 def base(launch, small, tmp_path_factory):
     """A run of the small CNN with an average of its parameters."""
@@ -164,3 +196,28 @@ def test_what_does_not_fit_is_listed_before_anything_starts(
     assert all(word in error for word in words), error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("duration", "thaw"), [("steps=30", "minutes=0.0002"), ("minutes=0.0005", "steps=12")]
+)
+def test_a_thaw_in_minutes_and_in_a_run_of_minutes_is_by_the_measured_pace(
+    launch, small, tmp_path, capsys, monkeypatch, duration, thaw
+):
+    monkeypatch.setattr("research.engine.train._pace", lambda *_: 60_000.0)
+    groups = f"((r'head/', {{}}), (r'dense', {{'unfreeze_at': '{thaw}'}}), (r'.*', None))"
+    flags = (*small, f"--config.optimizer.groups={groups}", f"--config.train.duration={duration}")
+    assert launch(*flags, "--mode=check") == 0
+    assert launch(*flags, f"--workdir={tmp_path}") == 0
+    table = (tmp_path / "parameters.txt").read_text().splitlines()
+    assert "from step 12" in next(line for line in table if line.startswith("dense1/kernel"))
+    assert "from step 12" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 30
+    assert launch(f"--workdir={tmp_path}", "--mode=evaluate") == 0
+
+
+@pytest.mark.parametrize("groups", ["(r'head/', {})", "((r'head/', 5),)", "((r'head/', None, 1),)"])
+def test_groups_of_another_form_are_told(launch, small, capsys, groups):
+    assert launch(*small, f"--config.optimizer.groups={groups}", "--mode=check") == 2
+    error = capsys.readouterr().err
+    assert "config.optimizer.groups" in error and "Traceback" not in error

@@ -144,12 +144,18 @@ def _grain(train_batch, rows, start, stop, workers, depth) -> Iterator[tuple[int
     try:
         for n in range(start, stop):
             # A copy, so that shared memory is free again at once and nobody is left with an array into it.
-            yield n, {key: np.array(value) for key, value in next(iterator).items()}
+            yield n, _copied(next(iterator))
     finally:
         iterator.close()
         if workers:
             del iterator
             gc.collect()  # the last batch lies in a cycle of Grain's; at exit it would be too late to free it
+
+
+def _copied(tree: Any) -> Any:
+    if isinstance(tree, dict):  # features of a frozen trunk lie in a dict of their own
+        return {key: _copied(value) for key, value in tree.items()}
+    return np.array(tree)
 
 
 def _start_worker(index: int, count: int) -> None:

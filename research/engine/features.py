@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-import research.models
-import research.ops
+import research
 from research.data import cache
 from research.engine.environment import environment
 from research.engine.evaluate import predictions
@@ -66,7 +65,7 @@ def cached(
         )
         return task
 
-    folder = cache.home() / "features" / _key(config, task, frozen, state, name)
+    folder = cache.home() / "features" / _key(config, task, frozen, state, name, parallel)
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def write(split: str, target: Path) -> None:
@@ -119,13 +118,15 @@ def _placed(parallel: Parallel, state: TrainState) -> tuple[Any, Any]:
 def _code() -> str:
     """A hash of the code that computes them."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for package in (research.models, research.ops):
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+    for room in ("models", "ops", "tasks", "transfer"):
+        for file in sorted((Path(research.__path__[0]) / room).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _key(config: Any, task: Task, frozen: Any, state: TrainState, name: str) -> str:
+def _key(
+    config: Any, task: Task, frozen: Any, state: TrainState, name: str, parallel: Parallel
+) -> str:
     """A hash of everything that the features depend on, the machine's arithmetic included."""
     here = environment()
     what = [
@@ -135,9 +136,10 @@ def _key(config: Any, task: Task, frozen: Any, state: TrainState, name: str) -> 
         params_sha256(state.model_state),
         config.model.to_dict(),
         config.lora.to_dict(),
-        [config.train.precision, config.eval.batch_size, config.parallel.kind],
+        [config.train.precision, config.eval.batch_size],
+        [parallel.kind, parallel.device_count],
         task.data.fingerprints,
         task.about,
-        {key: here[key] for key in ("versions", "cpu_cores", "devices")},
+        {key: here[key] for key in ("versions", "cpu_cores", "devices", "xla_flags")},
     ]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -90,7 +90,7 @@ def finish(
         head = f"{split}/"
         tested = {k.removeprefix(head): v for k, v in figures.items() if k.startswith(head)}
         writer.log(trained.step, split, tested)
-    rows = parameter_table(config, task, parallel, durations(config, task, 1000.0))
+    rows = parameter_table(config, task, parallel, trained.units)
     summary = {
         **figures,
         "steps": trained.step,

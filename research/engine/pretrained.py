@@ -85,14 +85,19 @@ def with_constants(task: Task, state: TrainState) -> TrainState:
 
 
 def regrouped(
-    config: Any, task: Task, program: Program, step: int, tree: dict[str, Any]
+    config: Any, task: Task, program: Program, step: int, tree: dict[str, Any], meta: dict[str, Any]
 ) -> TrainState:
     """Returns a state of which the parameters are a checkpoint's, and the optimizer's state starts anew.
 
     Args:
       tree: 'params', 'model_state' and perhaps 'ema' of the checkpoint.
+      meta: of the checkpoint, which names its base by hash.
+
+    Raises:
+      UserErrors: it holds another model, or stands on another base than the one that is named now.
     """
-    fresh = start(config, task, program)
+    fresh = start(config, task, program, lambda line: None)
+    _demand_same_model(config, program, fresh.params, tree["params"], meta)
     state = dataclasses.replace(
         fresh,
         step=jax.numpy.int32(step),
@@ -103,6 +108,50 @@ def regrouped(
     if state.ema is not None and tree.get("ema"):
         state = dataclasses.replace(state, ema=overlay(state.ema, tree["ema"]))
     return state
+
+
+def _demand_same_model(
+    config: Any, program: Program, params: Params, then: Params, meta: dict[str, Any]
+) -> None:
+    there, here = named_leaves(then), named_leaves(params)
+    table, base = meta.get("table", {}), meta.get("base", {}).get("params")
+    inside = in_checkpoint(config, program)
+    left_out = {path for path in table if base and path not in there}
+    lines = [
+        f"config.optimizer.regroup: {path} is {_shape(there, path)} in the checkpoint and {_shape(here, path)} here; "
+        "other groups go on, another model does not: name the run as config.pretrained.source instead"
+        for path in sorted((there.keys() | here.keys()) - left_out)
+        if _shape(there, path) != _shape(here, path)
+    ]
+    if not lines and base:
+        kept, _ = split(params, lambda path: path not in there)
+        if params_sha256(kept) != base:
+            lines.append(
+                f"{_named_source(config)}: is not what the checkpoint was made "
+                f"on: sha256 {params_sha256(kept)[:16]} here, {base[:16]} there; bring the old one back"
+            )
+    if not lines:
+        moved = [
+            path
+            for path in there
+            if not inside(path) and there[path].tobytes() != np.asarray(here[path]).tobytes()
+        ]
+        lines = [
+            f"config.optimizer.groups: {path} was trained, so it is no longer the base's that config.lora needs again "
+            "and again; go on training it, or export the run and name that as config.pretrained.source"
+            for path in moved
+        ]
+    if lines:
+        more = [f"config.optimizer.regroup: ... and {len(lines) - 10} more"]
+        raise UserErrors(lines if len(lines) <= 10 else lines[:10] + more)
+
+
+def _named_source(config: Any) -> str:
+    return config.pretrained.source or "config.pretrained.source=''"
+
+
+def _shape(leaves: dict[str, Any], path: str) -> str:
+    return str(list(leaves[path].shape)) if path in leaves else "absent"
 
 
 def overlay(tree: Params, other: Params) -> Params:
@@ -231,7 +280,7 @@ def complete(
     for part, sha256 in base.hashes().items():
         if sha256 != then.get(part):
             what = {
-                "params": config.pretrained.source or "config.pretrained.source=''",
+                "params": _named_source(config),
                 "constants": config.distill.teacher,
             }[part]
             raise UserError(

@@ -23,7 +23,7 @@ from research.engine.state import (
 )
 from research.engine.step import TrainStep, make_train_step
 from research.errors import UserError, UserErrors
-from research.groups import Treatment, starts, treatments
+from research.groups import Treatment, starts, treatments, unfreezing
 from research.task import Task
 from research.transfer import lora
 from research.transfer.frozen_norm import hold_statistics
@@ -66,6 +66,11 @@ def durations(config: Any, task: Task, steps_per_minute: float | None = None) ->
     return units._replace(total_steps=units.to_steps(config.train.duration))
 
 
+def guessed(config: Any, task: Task) -> Durations:
+    """Returns the same by any pace, where a pace would have to be measured: for what does not hang on it."""
+    return durations(config, task, 1000.0)._replace(guessed=in_minutes(config))
+
+
 def make_program(
     config: Any, task: Task, parallel: Parallel, units: Durations, at: int | None = 0
 ) -> Program:
@@ -83,7 +88,8 @@ def make_program(
     if config.lora.rank and not groups:
         groups = lora.groups(config.lora)
     total = units.total_steps
-    treated = treatments(groups, paths, task.layers, units.to_steps, total)
+    known = None if units.guessed else total
+    treated = treatments(groups, paths, task.layers, units.to_steps, known)
     begun = starts(treated)
     at = begun[-1] if at is None else at
     tx, schedule = optim.make_optimizer(
@@ -184,7 +190,7 @@ def make_plan(config: Any, task: Task, units: Durations) -> Plan:
 def problems(config: Any, task: Task, parallel: Parallel) -> list[str]:
     """Returns every mistake that can be seen once data and model are there; run before anything is written."""
     try:
-        units = durations(config, task, steps_per_minute=1000.0)  # any pace will do
+        units = guessed(config, task)
         make_plan(config, task, units)
         program = make_program(config, task, parallel, units)
     except UserErrors as errors:
@@ -226,6 +232,7 @@ def in_minutes(config: Any) -> bool:
         config.eval.every,
         config.checkpoint.every,
         *config.optimizer.schedule.to_dict().values(),
+        *unfreezing(config.optimizer.groups),
     ]
     texts = [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
     return any(isinstance(text, str) and text.startswith("minutes") for text in texts)

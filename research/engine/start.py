@@ -91,4 +91,4 @@ def restore(
         )
     step, tree = checkpoints.variables()
     program = make_program(config, task, parallel, units, at=step)
-    return Restored(step, pretrained.regrouped(config, task, program, step, tree), meta)
+    return Restored(step, pretrained.regrouped(config, task, program, step, tree, meta), meta)

@@ -42,6 +42,7 @@ class Trained(NamedTuple):
     state: TrainState | None  # of the last step, on devices; None if it was asked to stop
     best: dict[str, Any] | None  # {'step', 'value'} of the best checkpoint
     clock: Clock
+    units: Durations  # by the pace that was measured, if one was
 
 
 def train(
@@ -217,8 +218,8 @@ def _train(
         writer.say(
             f"{stop.signal}: saved at step {step:,} of {plan.total:,}; the same command goes on"
         )
-        return Trained(EXIT_CODE, step, None, best, clock)
-    return Trained(0, step, state, best, clock)
+        return Trained(EXIT_CODE, step, None, best, clock, units)
+    return Trained(0, step, state, best, clock, units)
 
 
 def _due(step: int, every: int) -> bool:
@@ -236,7 +237,8 @@ def _better(config, figures: dict[str, float], best: dict[str, Any] | None) -> b
 
 def _pace(config, task: Task, parallel: Parallel, steps: int = 10) -> float:
     """Returns steps a minute, measured on a state that is thrown away."""
-    units = Durations(config.train.batch_size, task.data.sizes["train"], 1.0, 1000)
+    size = task.data.sizes["train"]
+    units = Durations(config.train.batch_size, size, 1.0, 1000, guessed=True)
     program = make_program(config, task, parallel, units, at=None)
     host = jax.device_get(program.create())
     state = parallel.put_state(pretrained.with_constants(task, host))

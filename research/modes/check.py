@@ -20,12 +20,12 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     import jax
 
     from research.engine import table
-    from research.engine.program import durations, in_minutes, make_program, parameter_table
+    from research.engine.program import guessed, make_program, parameter_table
     from research.engine.step import make_train_step
     from research.engine.text import print_table
 
     # Any pace will do where one would have to be measured: nothing that is shown depends on it.
-    units = durations(config, task, 1000.0 if in_minutes(config) else None)
+    units = guessed(config, task)
     program = make_program(config, task, layout, units)
     state = jax.eval_shape(program.create)
     batch = task.data.train_batch(0, slice(None))

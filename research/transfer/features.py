@@ -23,6 +23,8 @@ def cut_point(
 ) -> str | None:
     """Returns the name of the highest feature that depends on no trained parameter and on no random key; or None.
 
+    All that the loss sees of the inputs must go through it.
+
     It is read off the jaxpr of the training-mode forward pass, so it holds for any model. Batch norms that take the
     statistics of the batch must be ruled out by the caller.
 
@@ -43,23 +45,33 @@ def cut_point(
 
     shapes = jax.eval_shape(candidates, join(trained, frozen))
 
-    def taken(name):
-        def given(value, params):
-            return task.features(params, model_state, {**batch, "given": {name: value}})[name]
+    inputs = {key: x for key, x in batch.items() if key not in ("label", "id", "mask")}
 
-        jaxpr = jax.make_jaxpr(given)(shapes[name], join(trained, frozen)).jaxpr
-        return _depends(jaxpr, jaxpr.invars[:1])[0]
+    def taken(name):
+        def given(value, inputs, params, key):
+            whole = {**batch, **inputs, "given": {name: value}}
+            losses = task.loss(params, model_state, whole, {"dropout": key}).losses
+            return task.features(params, model_state, whole)[name], losses
+
+        arguments = (shapes[name], inputs, join(trained, frozen), key)
+        jaxpr = jax.make_jaxpr(mapped(given))(*arguments).jaxpr
+        replaced = _depends(jaxpr, jaxpr.invars[:1])[0]
+        # And nothing goes past it: what is kept has to stand for the inputs as a whole.
+        return replaced and not _depends(jaxpr, jaxpr.invars[1 : 1 + len(inputs)])[1]
 
     def forward(moving):
         params, key = moving
         inside = task.intermediates(join(params, frozen), model_state, batch, {"dropout": key})
         return [inside[name] for name in names]
 
-    def on_an_axis(moving):  # of one device
-        return jax.vmap(lambda _: forward(moving), axis_name=axis_name)(jax.numpy.zeros(1))
+    def mapped(function):  # over an axis of one device, where the task needs one
+        def on_an_axis(*args):
+            return jax.vmap(lambda _: function(*args), axis_name=axis_name)(jax.numpy.zeros(1))
+
+        return on_an_axis if axis_name else function
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    closed = jax.make_jaxpr(on_an_axis if axis_name else forward)((trained, key))
+    closed = jax.make_jaxpr(mapped(forward))((trained, key))
     still = [not moved for moved in _depends(closed.jaxpr, closed.jaxpr.invars)]
     fixed = [name for name, held in zip(names, still, strict=True) if held]
     return next((name for name in reversed(fixed) if taken(name)), None)

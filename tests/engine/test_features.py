@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from research.engine.state import join, split
-from research.models import cnn, resnet
+from research.models import cnn, resnet, vit
 from research.models.layers import named
 from research.ops.losses import softmax_cross_entropy
 from research.task import LossOutput, Task
@@ -81,6 +81,43 @@ def test_they_are_computed_once_and_again_for_other_weights(launch, small, cache
 def test_nothing_is_kept_that_would_be_wrong_or_too_large(launch, small, cache, tmp_path, flag):
     assert launch(*small, *STILL, HEAD, flag, f"--workdir={tmp_path}/run") == 0
     assert not cache.exists()
+
+
+def test_another_number_of_devices_does_not_read_them(launch, small, cache, tmp_path, capsys):
+    # A device sees other shapes then, and rounds otherwise: the bits of a run must not hang on who was there before.
+    flags = (*small, *STILL, HEAD, "--config.train.duration=steps=2")
+    for devices in (1, 2):
+        capsys.readouterr()
+        where = (f"--config.parallel.devices={devices}", f"--workdir={tmp_path}/{devices}")
+        assert launch(*flags, *where) == 0
+        assert capsys.readouterr().out.count("computed once") == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_of_the_grain_loader_hand_them_over(launch, small, cache, tmp_path, workers):
+    flags = (*small, *STILL, HEAD, "--config.train.duration=steps=6")
+    assert launch(*flags, f"--workdir={tmp_path}/memory") == 0
+    grain = ("--config.data.loader=grain", f"--config.data.workers={workers}")
+    assert launch(*flags, *grain, f"--workdir={tmp_path}/grain") == 0
+    assert losses(tmp_path / "grain") == losses(tmp_path / "memory")
+
+
+def test_features_kept_as_float32_do_not_widen_a_model_of_bfloat16():
+    options = dict(patch_size=4, width=8, depth=2, heads=2)
+    net = vit.Model(num_classes=3, dtype=jnp.bfloat16, axis_name=None, **options)
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    variables = {"params": net.init(jax.random.key(0), x, train=False)["params"]}
+
+    def inside(**given):
+        _, found = net.apply(variables | given, x, train=False, mutable=["intermediates"])
+        return found["intermediates"]
+
+    plain = inside()
+    kept = plain["block0"][0].astype(jnp.float32)
+    from_there = inside(given={"block0": kept})
+    for name in ("block1", "logits"):
+        assert from_there[name][0].dtype == plain[name][0].dtype
+        np.testing.assert_array_equal(*(np.float32(t[name][0]) for t in (plain, from_there)))
 
 
 def task_of(model, shape, **options):
@@ -171,6 +208,20 @@ def test_what_a_model_records_but_does_not_take_is_no_cut():
     shape = (4, 4, 1)
     task = task_of(SimpleNamespace(Model=Model), shape)
     assert cut_of(task, shape, "head/") == "taken"
+
+
+def test_what_the_inputs_go_past_is_no_cut():
+    class Model(cnn.Model):
+        @nn.compact
+        def __call__(self, x, *, train, keys=None):
+            x = named(self, "below", nn.relu(nn.Dense(3, name="stem")(x.reshape(len(x), -1))))
+            left = named(self, "left", nn.Dense(3, name="a")(x))
+            right = named(self, "right", nn.Dense(3, name="b")(x))
+            return nn.Dense(self.num_classes, name="head")(left + right)
+
+    shape = (4, 4, 1)
+    task = task_of(SimpleNamespace(Model=Model), shape)
+    assert cut_of(task, shape, "head/") == "below"
 
 
 def cut_of(task, shape, trained):

@@ -106,7 +106,8 @@ def named(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     of a model runs on features that were computed before: `apply({"params": ..., "given": {"pooled": features}}, x)`.
     """
     if module.has_variable("given", name):
-        x = module.get_variable("given", name)
+        # In x's own dtype: kept features are float32, and would carry it on along a residual stream of bfloat16.
+        x = module.get_variable("given", name).astype(x.dtype)
     module.sow("intermediates", name, x)
     return x
 
