@@ -63,6 +63,6 @@ def get_config(way: str = "full"):
         )
     if way == "lora":
         config.lora.rank = 8
-        config.lora.layers = (r"block_\d+/project_conv$",)
+        config.lora.layers = (r"block_\d+/expand_conv$",)
         config.optimizer.learning_rate = 3e-3
     return config
