@@ -10,10 +10,11 @@ CONFIG = configs/digits_cnn.py
 WORKDIR = runs/$(basename $(notdir $(CONFIG)))
 ARGS =
 
+PARITY = $(if $(filter parity,$(MAKECMDGOALS)),-parity)
 ifdef PYTHON
-VENV ?= .venv-$(subst /,-,$(PYTHON:/%=%))
+VENV ?= .venv-$(subst /,-,$(PYTHON:/%=%))$(PARITY)
 else
-VENV ?= .venv$(if $(filter parity,$(MAKECMDGOALS)),-parity)
+VENV ?= .venv$(PARITY)
 PYTHON := python3 python3.13 python3.12 python3.11
 endif
 

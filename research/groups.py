@@ -95,9 +95,8 @@ def treatments(
         never = all(t.start is None for t in found.values())
         what = "everything is frozen" if never else "nothing is trained from the first step on"
         errors.append(f"{_KEY}: {what}; give a group such as (r'head/', dict(lr=1.0))")
-    for pattern in {
-        t.group for t in found.values() if total_steps and (t.start or 0) >= total_steps
-    }:
+    late = [t.group for t in found.values() if total_steps and (t.start or 0) >= total_steps]
+    for pattern in dict.fromkeys(late):
         errors.append(
             f"{_KEY}: {pattern!r} would begin to be trained after the last of {total_steps:,} steps"
         )

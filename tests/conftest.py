@@ -65,3 +65,11 @@ def tree_distance():
         return max(jax.tree.leaves(apart))
 
     return distance
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """In CI a parity test that is skipped has lost what it compares with: a red run, not a green one."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    wanted = session.config.option.markexpr == "parity" and os.environ.get("CI") == "true"
+    if wanted and reporter and reporter.stats.get("skipped") and exitstatus == 0:
+        session.exitstatus = 1

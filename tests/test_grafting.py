@@ -93,6 +93,7 @@ def test_another_table_is_an_error_unless_it_is_asked_for(
     assert launch(*flags, ALL, f"--workdir={tmp_path}/second") == 2
     error = capsys.readouterr().err
     assert "regroup" in error and "dense1/kernel: frozen -> lr x 0.5 from step 0" in error
+    assert not (tmp_path / "second").exists()
     assert (
         launch(*flags, ALL, "--config.optimizer.regroup=true", f"--workdir={tmp_path}/second") == 0
     )

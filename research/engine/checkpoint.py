@@ -164,7 +164,7 @@ class Checkpoints:
         raise UserError(f"{self.folder}: holds no whole checkpoint{damage}")
 
     def _read_variables(self, step: int) -> dict[str, Any]:
-        stored = self._read_meta(step)["digests"]
+        stored = self.read_meta(step)["digests"]
         wanted: dict[str, Any] = {}
         for path, digest in stored.items():
             *parents, name = path.split("/")
@@ -193,13 +193,13 @@ class Checkpoints:
         """Returns the meta of the newest checkpoint that can be read, {} if there is none."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._read_meta(step)
+                return self.read_meta(step)
             except Exception:  # damaged: `restore` reports it
                 continue
         return {}
 
     def _read(self, step: int, like: TrainState) -> Restored:
-        meta = self._read_meta(step)
+        meta = self.read_meta(step)
         stored = meta.pop("digests")
         wanted = {path: _kind(leaf) for path, leaf in named_leaves(_tree(like)).items()}
         there = {path: digest.split(":")[0] for path, digest in stored.items()}
@@ -219,7 +219,8 @@ class Checkpoints:
             raise ValueError(f"the digest of {wrong[0]} is wrong")
         return Restored(step, TrainState(**found["state"]), meta)
 
-    def _read_meta(self, step: int) -> dict[str, Any]:
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """Returns the meta of a checkpoint, checked; raises whatever a damaged one gives rise to."""
         found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = dict(found["meta"])
         if meta.pop("sha256") != _json_digest(meta):

@@ -26,7 +26,7 @@ from research.engine.state import (
 from research.engine.workdir import read_config
 from research.errors import UserError, UserErrors
 from research.task import Params, Task
-from research.transfer import lora
+from research.transfer import distill, lora
 from research.transfer.load import Imported, load
 
 
@@ -199,17 +199,31 @@ def read(config: Any, params: Params, model_state: Params) -> Imported | None:
         from research.transfer import formats
 
         arrays = formats.read(source)
+        _demand_same_layers(config, source)
     plain, _ = split(params, lambda path: not lora.is_adapter(path))
     return load(
         arrays,
         model=config.model.name,
         options={key: value for key, value in config.model.items() if key != "name"},
         params=_without_none(plain),
-        model_state={key: value for key, value in model_state.items() if key != "teacher"},
+        model_state={key: value for key, value in model_state.items() if key != distill.KEY},
         naming=naming,
         rules=given.rules,
         source=source,
     )
+
+
+def _demand_same_layers(config: Any, source: str) -> None:
+    """Raises UserErrors if a file says of its layers, beside their arrays, what the model here computes otherwise."""
+    from research.transfer.families import cnn
+    from research.transfer.formats import keras
+
+    kind, _, path = source.partition(":")
+    if kind != "keras" or config.model.name != "cnn":
+        return
+    lines = cnn.mismatches(keras.layers(path), config.model.to_dict())
+    if lines:
+        raise UserErrors(f"{source}: {line}" for line in lines)
 
 
 def run_arrays(workdir: Path, which: str, *, evaluated: bool) -> dict[str, np.ndarray]:
@@ -228,7 +242,7 @@ def run_arrays(workdir: Path, which: str, *, evaluated: bool) -> dict[str, np.nd
     which = config.eval.final if which == "final" else which
     _, tree = Checkpoints(workdir, read_only=True).variables(best=which == "best")
     params = join(tree["ema"], tree["params"]) if evaluated and tree.get("ema") else tree["params"]
-    state = {key: value for key, value in tree.get("model_state", {}).items() if key != "teacher"}
+    state = {key: value for key, value in tree.get("model_state", {}).items() if key != distill.KEY}
     arrays = named_leaves(params)
     for collection in state.values():
         arrays |= named_leaves(collection)

@@ -8,7 +8,7 @@ from research.durations import Durations
 from research.engine import pretrained, table
 from research.engine.checkpoint import Checkpoints, Restored, demand_same_data
 from research.engine.parallel import Parallel
-from research.engine.program import Plan, make_program, state_shapes
+from research.engine.program import Plan, durations, in_minutes, make_program, state_shapes
 from research.errors import UserError, UserErrors
 from research.task import Task
 
@@ -69,8 +69,7 @@ def restore(
     meta = checkpoints.newest_meta()
     if not meta:
         return checkpoints.restore(state_shapes(config, task, parallel, units), report=say)
-    now = table.stored(make_program(config, task, parallel, units).table)
-    changed = table.differences(meta.get("table", now), now)
+    refused, changed = _compared(config, task, parallel, units, checkpoints.folder, meta)
     if not changed:
         restored = checkpoints.restore(state_shapes(config, task, parallel, units), report=say)
         if restored is None:
@@ -79,16 +78,37 @@ def restore(
         return restored._replace(
             state=pretrained.complete(config, task, program, restored.state, restored.meta)
         )
-    if not config.optimizer.regroup:
-        more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
-        raise UserErrors(
-            [
-                f"config.optimizer.groups: the checkpoint in {checkpoints.folder} was made with another table of what "
-                "is trained; bring the old groups back, or set config.optimizer.regroup=true to go on with the new "
-                f"ones, whose optimizer state starts anew. What differs{more}:",
-                *changed[:10],
-            ]
-        )
+    if refused:
+        raise UserErrors(refused)
     step, tree = checkpoints.variables()
+    meta = checkpoints.read_meta(step)
     program = make_program(config, task, parallel, units, at=step)
     return Restored(step, pretrained.regrouped(config, task, program, step, tree, meta), meta)
+
+
+def problems(config: Any, task: Task, parallel: Parallel) -> list[str]:
+    """Returns what is wrong with going on from config.resume, before anything is written."""
+    if not config.resume or in_minutes(config):  # a pace is measured later
+        return []
+    other = Checkpoints(Path(config.resume), read_only=True)
+    meta, folder = other.newest_meta(), other.folder
+    other.close()
+    units = durations(config, task)
+    return _compared(config, task, parallel, units, folder, meta)[0] if meta else []
+
+
+def _compared(
+    config: Any, task: Task, parallel: Parallel, units: Durations, folder: Path, meta: dict
+) -> tuple[list[str], list[str]]:
+    """Returns why a checkpoint of this meta is refused, and how its table differs from the config's."""
+    now = table.stored(make_program(config, task, parallel, units).table)
+    changed = table.differences(meta.get("table", now), now)
+    if not changed or config.optimizer.regroup:
+        return [], changed
+    more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
+    why = (
+        f"config.optimizer.groups: the checkpoint in {folder} was made with another table of what "
+        "is trained; bring the old groups back, or set config.optimizer.regroup=true to go on with the new "
+        f"ones, whose optimizer state starts anew. What differs{more}:"
+    )
+    return [why, *changed[:10]], changed

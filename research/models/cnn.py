@@ -33,6 +33,9 @@ class Model(nn.Module):
     padding: str = "VALID"  # or 'SAME'
     pool: tuple[int, ...] = (1, 2)  # the stages, counted from 1, that a 2x2 max-pool follows
     norm: str = "none"  # or 'batch', between convolution and relu
+    norm_epsilon: float = (
+        1e-5  # added to a variance before it is divided by; Keras' default is 1e-3
+    )
     head: str = "flatten"  # or 'avg', the mean over the picture
     dense: tuple[int, ...] = (64,)  # hidden layers between picture and head
     dropout: float = 0.0  # before each dense layer and the head
@@ -43,7 +46,9 @@ class Model(nn.Module):
         self._check(x.shape)
         keys = keys if train else None
         batch = self.norm == "batch"
-        norm = batch_norm(train=train, dtype=self.dtype, axis_name=self.axis_name)
+        norm = batch_norm(
+            train=train, dtype=self.dtype, axis_name=self.axis_name, epsilon=self.norm_epsilon
+        )
         x = x.astype(self.dtype)
         for stage, features in enumerate(self.features, 1):
             for i in range(1, self.convs + 1):

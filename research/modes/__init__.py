@@ -85,12 +85,12 @@ def build(config: Any, *, begun: bool = False) -> tuple[Any, Any]:
     """Returns the layout and the task of a config.
 
     Args:
-      begun: the run goes on from a checkpoint, so pretrained values are not looked at.
+      begun: the run goes on from a checkpoint of its own, so what else it might start from is not looked at.
 
     Raises:
       UserErrors: what can be known only with the data at hand and the devices counted.
     """
-    from research.engine import parallel, pretrained, program
+    from research.engine import parallel, pretrained, program, start
     from research.errors import UserError, UserErrors
 
     parallel.configure(cpu_devices=config.parallel.cpu_devices)
@@ -117,7 +117,7 @@ def build(config: Any, *, begun: bool = False) -> tuple[Any, Any]:
     if task is not None:
         lines += program.problems(config, task, layout)
         if not lines and not begun:
-            lines += pretrained.problems(config, task)
+            lines += pretrained.problems(config, task) + start.problems(config, task, layout)
     if lines:
         raise UserErrors(lines)
     return layout, task

@@ -1,6 +1,7 @@
 """Writes a trained model as weights for other libraries, or as a program that runs without this project."""
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -118,7 +119,7 @@ def _parse(text: str) -> tuple[str, str]:
 
 
 def _naming(config: Any, format: str, naming: str) -> str:
-    """Whose names a file of weights has: as given, else the pretrained source's, else the family's first that fits."""
+    """Whose names a file of weights has: as given, else config.pretrained.naming, else the family's first that fits."""
     if format in PROGRAMS:
         return ""
     from research.transfer.recognise import namings_of
@@ -140,6 +141,7 @@ def _naming(config: Any, format: str, naming: str) -> str:
         return naming
     if format == "safetensors":
         return "own"
+    _demand_built(config, format)
     if config.pretrained.naming in there:
         return config.pretrained.naming
     foreign = [n for n in there if n != "own"]
@@ -151,6 +153,19 @@ def _naming(config: Any, format: str, naming: str) -> str:
     return foreign[0]
 
 
+def _demand_built(config: Any, format: str) -> None:
+    """Raises UserError if the library whose names would be written builds no such network."""
+    family = f"research.transfer.families.{config.model.name}"
+    if importlib.util.find_spec(family) is None:
+        return
+    not_built = getattr(importlib.import_module(family), "not_built", None)
+    if not_built and (why := not_built(config.model.to_dict())):
+        raise UserError(
+            f"--format={format}: no library builds a {config.model.name} with {why}; use --format={format}:own, "
+            f"or name the naming, --format={format}:torchvision, and build the network yourself"
+        )
+
+
 def _file(format: str) -> str:
     if format in WEIGHTS:
         return WEIGHTS[format][0]
@@ -160,7 +175,9 @@ def _file(format: str) -> str:
 def _use(format: str, path: Path) -> str:
     if format in WEIGHTS:
         return WEIGHTS[format][1].format(path=str(path))
-    return importlib.import_module(f"research.transfer.programs.{format}").USE.format(path=path)
+    return importlib.import_module(f"research.transfer.programs.{format}").USE.format(
+        path=str(path)
+    )
 
 
 def _directory(text: str) -> Path:

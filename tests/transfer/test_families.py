@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.transfer.families import cnn
 from research.transfer.load import namings
 
 CASES = [
@@ -279,3 +280,23 @@ def test_the_layers_of_a_keras_model():
     assert by_name["stage1_norm1"]["momentum"] == 0.9
     assert by_name["input"]["batch_shape"] == [None, 28, 20, 1]
     assert by_name["head"]["units"] == 5
+
+
+def test_what_a_keras_file_says_beside_its_arrays_is_compared():
+    options = {"norm": "batch", "padding": "SAME", "norm_epsilon": 1e-5, "dropout": 0.1}
+    same = cnn.architecture(options, (8, 8, 1), 3)["layers"]
+    assert cnn.mismatches(same, options) == []
+
+    def changed(kind, **config):
+        layers = [dict(layer, config=dict(layer["config"])) for layer in same]
+        next(x for x in layers if x["class_name"] == kind)["config"].update(config)
+        (line,) = cnn.mismatches(layers, options)
+        return line
+
+    assert "set config.model.norm_epsilon=0.001" in changed("BatchNormalization", epsilon=1e-3)
+    assert "set config.model.padding=VALID" in changed("Conv2D", padding="valid")
+    assert "no strides" in changed("Conv2D", strides=[2, 2])
+    assert "pools 2x2" in changed("MaxPooling2D", pool_size=[3, 3])
+    assert "no gelu" in changed("Dense", activation="gelu")
+    other = [*same, {"class_name": "LSTM", "config": {"name": "lstm"}}]
+    assert "LSTM" in cnn.mismatches(other, options)[0]

@@ -1,8 +1,8 @@
 """The CNN as a Keras Sequential: its names, its layers, and files of others whose layers are named as they like.
 
 Layouts are the same: kernels [height, width, in, out], matrices [in, out], pictures flattened by height, width,
-channel. What a file's arrays don't say must agree by itself: the order of convolution, batch norm and relu, and the
-epsilon of the batch norms, 1e-5 here where Keras' default is 1e-3.
+channel. What arrays don't say (epsilon, padding, strides, activations) is compared where the file says it, which a
+.keras does; the order of convolution, batch norm and relu must agree by itself.
 """
 
 from typing import Any
@@ -83,7 +83,12 @@ def architecture(
                 use_bias=not batch,
             )
             if batch:
-                add("BatchNormalization", f"stage{stage}_norm{i}", momentum=0.9, epsilon=1e-5)
+                add(
+                    "BatchNormalization",
+                    f"stage{stage}_norm{i}",
+                    momentum=0.9,
+                    epsilon=model.norm_epsilon,
+                )
             add("ReLU", f"stage{stage}_relu{i}")
         if stage in model.pool:
             add("MaxPooling2D", f"stage{stage}_pool", pool_size=[2, 2])
@@ -97,6 +102,60 @@ def architecture(
         add("Dropout", "dropout_head", rate=model.dropout)
     add("Dense", "head", units=num_classes)
     return {"name": "cnn", "trainable": True, "layers": layers}
+
+
+# Keras' layers that compute what a layer here does, or nothing, when a model predicts.
+KNOWN = (
+    *(
+        "InputLayer",
+        "Conv2D",
+        "BatchNormalization",
+        "ReLU",
+        "Activation",
+        "MaxPooling2D",
+        "Softmax",
+    ),
+    *("GlobalAveragePooling2D", "Flatten", "Dropout", "SpatialDropout2D", "Dense"),
+)
+
+
+def mismatches(layers: list[dict[str, Any]], options: dict[str, Any]) -> list[str]:
+    """Returns what a Keras model computes otherwise than ours, where its arrays don't show it; a line for each.
+
+    Args:
+      layers: as `keras.Sequential.get_config()['layers']` has them.
+      options: the model's, as its config has them.
+    """
+    lines = []
+
+    def differs(layer: dict[str, Any], key: str, ours: Any, mend: str) -> None:
+        found = layer["config"].get(key, ours)
+        found = tuple(found) if isinstance(found, list) else found
+        if found != ours:
+            name = layer["config"].get("name", layer["class_name"])
+            lines.append(f"layer '{name}' has {key} {found!r}, ours {ours!r}; {mend}")
+
+    last = max((i for i, layer in enumerate(layers) if layer["class_name"] == "Dense"), default=-1)
+    for i, layer in enumerate(layers):
+        kind = layer["class_name"]
+        if kind not in KNOWN:
+            lines.append(f"a {kind} layer: model cnn has none; there are {', '.join(KNOWN)}")
+        if kind == "BatchNormalization":
+            mend = f"set config.model.norm_epsilon={layer['config'].get('epsilon')}"
+            differs(layer, "epsilon", options["norm_epsilon"], mend)
+        if kind == "Conv2D":
+            padding = layer["config"].get("padding", "valid")
+            mend = f"set config.model.padding={padding.upper()}"
+            differs(layer, "padding", options["padding"].lower(), mend)
+            differs(layer, "strides", (1, 1), "model cnn has no strides")
+            differs(layer, "dilation_rate", (1, 1), "model cnn has no dilation")
+        if kind == "MaxPooling2D":
+            differs(layer, "pool_size", (2, 2), "model cnn pools 2x2")
+        if kind in ("Conv2D", "Dense", "Activation"):
+            allowed = ("linear", "relu", "softmax") if i >= last else ("linear", "relu")
+            if (activation := layer["config"].get("activation", "linear")) not in allowed:
+                differs(layer, "activation", "relu", f"model cnn has no {activation}")
+    return lines
 
 
 NAMINGS = (

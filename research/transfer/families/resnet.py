@@ -4,6 +4,8 @@ The stems differ: theirs is `model.stem='imagenet'`; for 'small' the first convo
 ResNets (resnet50d and the like, whose shortcuts average) are other models.
 """
 
+from typing import Any
+
 from research.transfer.tables import COUNTERS, IGNORED_COUNTERS, TORCH, Naming
 
 ROWS = (
@@ -26,3 +28,8 @@ NAMINGS = tuple(
     )
     for name in ("torchvision", "timm")
 )
+
+
+def not_built(options: dict[str, Any]) -> str:
+    """Returns why none of the libraries builds this network, '' if they do."""
+    return "" if options["stem"] == "imagenet" else f"model.stem='{options['stem']}'"

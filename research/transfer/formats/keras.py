@@ -72,6 +72,18 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: is truncated or damaged: {one_line(error)}") from error
 
 
+def layers(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Returns the layers that a .keras file configures, {'class_name', 'config'} each; [] of any other file.
+
+    Only for a file that `read` has read: it looks for no damage.
+    """
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(_unpacked(archive, "config.json", os.path.getsize(path)))
+    return config["config"]["layers"]
+
+
 def write(
     path: str | os.PathLike, architecture_config: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:

@@ -19,7 +19,7 @@ from research.transfer.programs.onnx_graph import Graph, Unsupported
 
 FILE = "model.onnx"
 USE = """import onnxruntime
-program = onnxruntime.InferenceSession("{path}", providers=["CPUExecutionProvider"])
+program = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
 logits, probabilities = program.run(["logits", "probabilities"], {{"image": images}})"""
 OPSET, IR = 18, 10  # of 2022 and 2024: what reads ONNX today reads these
 MOST = 2**31 - 1  # bytes that one such file, a protocol buffer, may hold

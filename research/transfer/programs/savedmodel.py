@@ -14,7 +14,7 @@ from research.transfer.programs.stablehlo import exported
 
 FILE = "savedmodel"
 USE = """import tensorflow as tf
-program = tf.saved_model.load("{path}")
+program = tf.saved_model.load({path!r})
 outputs = program.signatures["serving_default"](image=tf.constant(images))"""
 
 

@@ -15,7 +15,7 @@ from research.transfer.programs import Program
 
 FILE = "model.stablehlo"
 USE = """import jax.export
-program = jax.export.deserialize(open("{path}", "rb").read())
+program = jax.export.deserialize(open({path!r}, "rb").read())
 outputs = program.call(images)"""
 PLATFORMS = ("cpu", "cuda", "tpu")
 
