@@ -65,6 +65,21 @@ def test_a_gradual_run_stopped_before_at_and_after_a_thaw_ends_in_the_same_bits(
     assert ending(tmp_path) == ending(gradual)
 
 
+def test_the_same_on_kept_features_which_end_lower_after_each_thaw(
+    launch, small, tmp_path, monkeypatch, capsys
+):
+    still = ("--config.data.augment.shift=0", "--config.data.augment.rotate=0")
+    flags = (*small, *still, "--config.model.dropout=0", GRADUAL)
+    assert launch(*flags, f"--workdir={tmp_path}/straight") == 0
+    out = capsys.readouterr().out
+    assert "trunk (pooled) of train" in out and "trunk (stage1) of train" in out
+    stop_at(monkeypatch, 9, 12)
+    for _ in range(2):
+        assert launch(*flags, f"--workdir={tmp_path}/stopped") == 75
+    assert launch(*flags, f"--workdir={tmp_path}/stopped") == 0
+    assert ending(tmp_path / "stopped") == ending(tmp_path / "straight")
+
+
 def test_what_thaws_later_is_still_until_then(launch, small, gradual, tmp_path, monkeypatch):
     before = None
     for step in (8, 14, 20):
