@@ -265,7 +265,7 @@ def other_pixels(config: Any, task: Task) -> str:
         for values in (then, now)
     ]
     return (
-        f"{source}: was trained on pixels normalised by {words[0]}, here it is {words[1]}; "
+        f"{source}: was trained on pixels normalised by {words[0]}, here by {words[1]}; "
         "config.data.mean and config.data.std set them"
     )
 
