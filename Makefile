@@ -33,7 +33,7 @@ slow: $(VENV)/.installed-test
 	@$(VENV)/bin/python -m pytest -q -m slow $(ARGS)
 
 parity: $(VENV)/.installed-parity
-	@$(VENV)/bin/python -m pytest -q -n 2 -m parity $(ARGS)
+	@$(VENV)/bin/python -m pytest -q -rs -n 2 -m parity $(ARGS)
 
 lint: $(VENV)/.installed-test
 	@failed=0; for check in "ruff check --output-format concise ." "ruff format --check ." mypy "lint-imports --no-cache"; \

@@ -41,6 +41,15 @@ FREE = (
 NAMED = ("task", "model", "data", "optimizer", "optimizer.schedule")
 
 
+# Of what a default does not show.
+EXAMPLES = {
+    "pretrained.rules": "\"((r'^head/', 'skip'),)\"",
+    "optimizer.groups": "\"((r'head/', {'lr': 1.0}), (r'.*', None))\"",
+    "data.mean": "(0.5,)",
+    "data.std": "(0.25,)",
+}
+
+
 def find_module(room: str, name: str) -> Any:
     """Imports research.<room>.<name>.
 
@@ -238,14 +247,9 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
     if isinstance(default, float) and isinstance(value, float) and not math.isfinite(value):
         errors.append(f"config.{key}: is {value}, which is not a finite number")
     elif default is not None and type(value) is not type(default):
-        kept = isinstance(default, tuple) and isinstance(value, str)
-        mend = (
-            "; on the command line a dict is written {'lr': 1.0}"
-            if kept and "dict(" in value
-            else ""
-        )
+        example = EXAMPLES.get(key, repr(default))
         errors.append(
-            f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {default!r}{mend}"
+            f"config.{key}: is {value!r}, but must be of type {type(default).__name__}, as in {example}"
         )
     elif kind and any(type(element) is not kind for element in value):
         errors.append(

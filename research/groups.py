@@ -176,6 +176,8 @@ def _idle(pattern: str, paths: Sequence[str]) -> str:
     taken = any(re.match(pattern, path) for path in paths)
     if taken:
         return f"{_KEY}: {pattern!r} matches only parameters that patterns before it match; move it up or leave it out"
+    if any(re.search(pattern, path) for path in paths):
+        return f"{_KEY}: {pattern!r} matches no parameter from its start; write {'.*' + pattern!r} to find it anywhere"
     plain = re.sub(r"[\\^$.*+?()|\[\]]", "", pattern)
     return (
         f"{_KEY}: {pattern!r} matches no parameter{nearest(plain, paths)}; there are {_some(paths)}"

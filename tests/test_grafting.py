@@ -171,6 +171,19 @@ def test_a_run_starts_from_the_parameters_of_another(launch, small, base, tmp_pa
             assert leaf.tobytes() == old[path].tobytes(), path
 
 
+def test_check_says_what_would_be_read_and_what_would_stay_at_random(launch, small, base, capsys):
+    skipped = "--config.pretrained.rules=((r'^stage1', 'skip'),)"
+    source = f"--config.pretrained.source=orbax:{base}"
+    assert launch(*small, HEAD, source, skipped, "--mode=check") == 0
+    out = capsys.readouterr().out
+    assert f"orbax:{base}: 9 arrays" in out
+    assert (
+        "note: stage1_conv1/kernel, stage1_norm1/bias, stage1_norm1/scale: frozen at fresh" in out
+    )
+    assert launch(*small, HEAD, source, "--mode=check") == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_pixels_normalised_otherwise_are_told(launch, small, base, tmp_path, capsys):
     flags = (*small, f"--config.pretrained.source=orbax:{base}", "--config.train.duration=steps=1")
     assert launch(*flags, f"--workdir={tmp_path}/same") == 0
@@ -197,6 +210,10 @@ def test_a_finished_import_needs_its_source_no_more(launch, small, base, tmp_pat
     ("flags", "words"),
     [
         (["--config.pretrained.source=orbax:nowhere"], ["nowhere", "no run"]),
+        (["--config.pretrained.source={base}"], ["did you mean orbax:"]),
+        (["--config.pretrained.rules=^head/"], ["(r'^head/', 'skip')"]),
+        (["--config.lora.rank=2", HEAD], ["freezes every adapter"]),
+        (["--config.optimizer.groups=(('kernel', {}), ('.*', None))"], [".*kernel"]),
         (["--config.model.dense=(24,)"], ["dense1/kernel", "[32, 24]", "[32, 16]", "skip"]),
         (["--config.model.features=(4,8,8)"], ["stage3_conv1/kernel"]),
         (["--config.pretrained.rules=((r'^haed/', 'skip'),)"], ["'^haed/'", "head/"]),
@@ -206,7 +223,10 @@ def test_a_finished_import_needs_its_source_no_more(launch, small, base, tmp_pat
 def test_what_does_not_fit_is_listed_before_anything_starts(
     launch, small, base, tmp_path, capsys, flags, words
 ):
-    given = (f"--config.pretrained.source=orbax:{base}", *flags)
+    given = (
+        f"--config.pretrained.source=orbax:{base}",
+        *(f.replace("{base}", str(base)) for f in flags),
+    )
     assert launch(*small, *given, f"--workdir={tmp_path}/run") == 2
     error = capsys.readouterr().err
     assert all(word in error for word in words), error

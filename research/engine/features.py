@@ -86,6 +86,10 @@ def cached(
 
     for part in splits:
         there = (folder / part).is_dir()
+        if not there:
+            say(
+                f"computing the frozen trunk's features ({name}) of {task.data.sizes[part]:,} {part} examples ..."
+            )
         place = cache.built(folder / part, partial(write, part))
         arrays[part] = (
             np.load(place / "id.npy"),

@@ -55,10 +55,9 @@ def start(
     """
     state = jax.device_get(program.create())
     found = read(config, state.params, state.model_state)
+    for line in remarks(config, task, program, found):
+        say(line)
     if found:
-        say(told(config, found))
-        if note := other_pixels(config, task):
-            say(note)
         state = dataclasses.replace(
             state,
             params=overlay(state.params, found.params),
@@ -77,6 +76,24 @@ def problems(config: Any, task: Task) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def remarks(config: Any, task: Task, program: Program, found: Imported | None) -> list[str]:
+    """Returns what to say of the values a run starts from: where they are from, and what is hardly meant.
+
+    Args:
+      found: what `read` returned.
+    """
+    lines = [] if found is None else [told(config, found), other_pixels(config, task)]
+    if found is None and config.pretrained.rules:
+        lines.append("config.pretrained.rules are not read: config.pretrained.source is ''")
+    fresh = program.table if found is None else found.skipped
+    still = [path for path in fresh if path in program.table and not lora.is_adapter(path)]
+    still = [path for path in still if program.table[path].start is None]
+    if still:
+        shown = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
+        lines.append(f"note: {shown}: frozen at fresh random values, which nothing has trained")
+    return [line for line in lines if line]
 
 
 def with_constants(task: Task, state: TrainState) -> TrainState:
@@ -198,6 +215,8 @@ def read(config: Any, params: Params, model_state: Params) -> Imported | None:
     else:
         from research.transfer import formats
 
+        if (Path(source) / "config.json").is_file():
+            raise UserError(f"config.pretrained.source={source}: did you mean orbax:{source}?")
         arrays = formats.read(source)
         _demand_same_layers(config, source)
     plain, _ = split(params, lambda path: not lora.is_adapter(path))
@@ -233,6 +252,11 @@ def run_arrays(workdir: Path, which: str, *, evaluated: bool) -> dict[str, np.nd
       which: 'best', 'last', or 'final': the one that the run's own config.eval.final names.
       evaluated: the moving average of the parameters, where the run kept one.
     """
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            f"config.pretrained.source=orbax:{workdir}: there is no run (no config.json); name the workdir of one that "
+            "has trained"
+        )
     config = read_config(workdir)
     if config.to_dict().get("lora", {}).get("rank"):
         raise UserError(

@@ -206,6 +206,12 @@ def problems(config: Any, task: Task, parallel: Parallel) -> list[str]:
         return [
             f"config.optimizer: optax.{config.optimizer.name} does not take these options: {first_line(error)}"
         ]
+    adapters = [t.start for path, t in program.table.items() if lora.is_adapter(path)]
+    if adapters and not any(start is not None for start in adapters):
+        return [
+            "config.optimizer.groups: freezes every adapter of config.lora; leave the groups out (config.lora.train "
+            "says what else is trained), or put (r'.*lora_', {}) first"
+        ]
     usual = defaults().optimizer.decay_exclude
     patterns = [pattern for pattern in config.optimizer.decay_exclude if pattern not in usual]
     paths = named_leaves(shapes.params)

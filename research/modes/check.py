@@ -19,7 +19,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
 
     import jax
 
-    from research.engine import table
+    from research.engine import pretrained, table
     from research.engine.program import guessed, make_program, parameter_table
     from research.engine.step import make_train_step
     from research.engine.text import print_table
@@ -38,7 +38,9 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
 
     parameters = parameter_table(config, task, layout, units)
     print(table.format_table(parameters))
-    print(*table.summarize(parameters), "", sep="\n")
+    print(*table.summarize(parameters), sep="\n")
+    imported = pretrained.read(config, state.params, state.model_state)
+    print(*pretrained.remarks(config, task, program, imported), "", sep="\n")
     timed = config.train.duration.startswith("minutes")
     steps = config.train.duration if timed else f"{units.total_steps:,} steps"
     rows = [

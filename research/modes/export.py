@@ -23,7 +23,8 @@ WEIGHTS = {
     ),
     "torch": (
         "model.pth",
-        "import torch\nstate_dict = torch.load({path!r}, weights_only=True)",
+        "import torch\nstate_dict = torch.load({path!r}, weights_only=True)\n"
+        "# network.load_state_dict(state_dict), of the library whose names these are",
     ),
     "keras": ("model.keras", "import keras\nmodel = keras.saving.load_model({path!r})"),
 }
@@ -54,7 +55,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
 
     about = {
         **model.task.about,
-        "normalised": "(image / 255 - mean) / std, channels last",
+        "normalised": "(image / 255 - mean) / std, channels last here and in Keras, first in PyTorch's networks",
         "model": dict(config.model.items()),
         "naming": naming,
         "params_sha256": params_sha256(model.params),

@@ -1,6 +1,5 @@
 """Adapters against PEFT's, for copied values: the layers' outputs and the merged weights."""
 
-import sys
 from functools import partial
 
 import flax.linen as nn
@@ -16,14 +15,6 @@ from research.transfer import lora
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
-try:
-    import torchvision  # noqa: F401
-except (
-    ImportError,
-    RuntimeError,
-):  # PEFT does not need it, but trips over one that does not fit torch
-    sys.modules["torchvision"] = None  # type: ignore[assignment]
-peft = pytest.importorskip("peft")
 
 RANK, ALPHA = 2, 3.0
 LAYERS = {
@@ -32,6 +23,13 @@ LAYERS = {
     "strided": (partial(Conv, 6, 3, 2, 1), torch.nn.Conv2d(3, 6, 3, 2, 1), (4, 8, 8, 3)),
     "embed": (partial(nn.Embed, 11, 4), torch.nn.Embedding(11, 4), (4, 3)),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library(torchvision_imports):
+    """PEFT imports torchvision, which may need help first."""
+    global peft
+    peft = pytest.importorskip("peft")
 
 
 class One(nn.Module):
