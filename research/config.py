@@ -34,6 +34,7 @@ FREE = (
     "data.loader",
     "data.workers",
     "optimizer.regroup",
+    "generate.",
 )
 
 
@@ -47,6 +48,8 @@ EXAMPLES = {
     "optimizer.groups": "\"((r'head/', {'lr': 1.0}), (r'.*', None))\"",
     "data.mean": "(0.5,)",
     "data.std": "(0.25,)",
+    "data.text.buckets": "(16, 32, 64)",
+    "generate.stop": "('\\n\\n',)",
 }
 
 

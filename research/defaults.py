@@ -45,10 +45,20 @@ def defaults() -> ConfigDict:
         }
     )
 
+    config.tokenizer = ConfigDict(
+        {
+            "name": "bpe",  # byte, char, bpe, wordpiece or unigram, trained on the training split; file; pretrained
+            "size": 4096,  # tokens of a bpe, wordpiece or unigram that is trained, special ones included
+            "path": "",  # of name=file: a tokenizer.json or the folder that holds one
+            "lowercase": False,  # of a tokenizer that is trained
+        }
+    )
+
     config.task = ConfigDict(
         {"name": "classification"}
     )  # a module of research/tasks, and its options
-    config.model = ConfigDict({"name": "cnn"})  # a module of research/models, and its options
+    # A module of research/models, and its options; or 'pretrained': those of config.pretrained.source's config.json.
+    config.model = ConfigDict({"name": "cnn"})
 
     config.data = data = ConfigDict()
     data.name = "digits"  # a module of research/data/builders, and its options; or tfds:NAME
@@ -75,6 +85,16 @@ def defaults() -> ConfigDict:
             "duplicate": "keep",  # the same pixels twice within one split
             "near_duplicate": "keep",  # nearly the same, by perceptual hash and pixel distance
             "cross_split": "drop",  # a duplicate in two splits; dropped from train first, never from test
+            "label_conflict": "keep",  # the same content with two labels
+            "long": "keep",  # a text of more than data.text.longest characters
+        }
+    )
+    data.text = ConfigDict(
+        {
+            "max_length": 128,  # tokens of a text to classify, which is cut there, or of a row of a language model
+            "buckets": (),  # lengths that batches to classify are padded to; () pads all to max_length
+            "normalise": "NFC",  # the Unicode form: NFC, NFKC, or '' for none
+            "longest": 1_000_000,  # characters; see data.clean.long
         }
     )
     data.augment = ConfigDict(
@@ -121,6 +141,19 @@ def defaults() -> ConfigDict:
         False  # go on from a checkpoint that was made with other groups; their state starts anew
     )
     optimizer.schedule = ConfigDict({"name": "constant", "warmup": "steps=0"})
+
+    config.generate = ConfigDict(
+        {  # how --mode=predict goes on with a prompt
+            "max_tokens": 128,  # tokens made, at most
+            "temperature": 1.0,  # by which logits are divided; 0 always takes the most likely token
+            "top_k": 0,  # so many most likely tokens are drawn from; 0 is all
+            "top_p": 1.0,  # or so many as have this share of the probability (nucleus sampling)
+            "min_p": 0.0,  # or those with this share of the most likely one's probability
+            "repetition_penalty": 1.0,  # by which logits of tokens that occurred are divided, if positive
+            "stop": (),  # texts that end it
+            "seed": 0,
+        }
+    )
 
     config.eval = ConfigDict()
     config.eval.every = "epochs=1"
@@ -186,8 +219,31 @@ RANGES: dict[str, Range] = {
     **{f"data.clean.{key}": one_of("error", "drop") for key in ("unreadable", "shape", "nan")},
     **{
         f"data.clean.{key}": one_of("error", "drop", "keep")
-        for key in ("blank", "duplicate", "near_duplicate", "cross_split")
+        for key in (
+            "blank",
+            "duplicate",
+            "near_duplicate",
+            "cross_split",
+            "label_conflict",
+            "long",
+        )
     },
+    "data.text.max_length": at_least(2),
+    "data.text.buckets": Range(
+        lambda v: all(type(x) is int and x > 1 for x in v) and list(v) == sorted(set(v)),
+        "ascending integers above 1",
+    ),
+    "data.text.normalise": one_of("", "NFC", "NFKC"),
+    "data.text.longest": at_least(1),
+    "tokenizer.name": one_of("byte", "char", "bpe", "wordpiece", "unigram", "file", "pretrained"),
+    "tokenizer.size": at_least(1),
+    "generate.max_tokens": at_least(1),
+    "generate.temperature": at_least(0),
+    "generate.top_k": at_least(0),
+    "generate.top_p": Range(lambda value: 0 < value <= 1, "more than 0, up to 1"),
+    "generate.min_p": Range(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "generate.repetition_penalty": Range(lambda value: value > 0, "more than 0"),
+    "generate.seed": Range(lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     **{
         f"data.augment.{key}": at_least(0)
         for key in ("shift", "crop", "rotate", "cutout", "randaugment", "mixup", "cutmix")

@@ -95,3 +95,10 @@ class Task(NamedTuple):
     # Entries of model_state that never change and are in no checkpoint, which names them by hash; `init` gives zeros.
     constants_in: tuple[str, ...] = ()
     constants: Callable[[], Params] = dict  # -> those entries, NumPy leaves; may read files
+    # Files of the run directory that belong to the model, such as its tokenizer.json: name -> content.
+    files: dict[str, str] = {}
+    # Of a task that writes text: (params, model_state, prompts, options, emit) -> a text for each prompt, where
+    # options are config.generate and emit(i, piece) is called with each further piece of text i as it is made.
+    generate: (
+        Callable[[Params, Params, list[str], Any, Callable[[int, str], None]], list[str]] | None
+    ) = None
