@@ -4,6 +4,7 @@
     python launch.py --config=configs/digits_cnn.py --config.train.duration=epochs=2 --mode=check
     python launch.py --workdir=runs/digits --mode=evaluate
     python launch.py --workdir=runs/digits --mode=predict --inputs=a.png,folder/
+    python launch.py --workdir=runs/lm --mode=predict --prompt='def main('
 
 Exit codes: 0 done; 2 a mistake in what was given, one line says which; 75 stopped by SIGTERM or SIGINT with everything
 saved, the same command goes on; 1 anything else.
@@ -43,9 +44,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     parser.add_argument(
         "--mode", default="train", choices=modes, help="what to do; train if left out"
     )
-    parser.add_argument(
-        "--inputs", default="", help="predict: files and folders, separated by commas"
-    )
+    parser.add_argument("--inputs", default="", help="predict: files, folders; commas between")
+    parser.add_argument("--prompt", default="", help="predict: a text to go on with or to judge")
     parser.add_argument("--output", default="", help="reproduce, export: the directory to write")
     parser.add_argument("--format", default="", help="export: FORMAT, or torch:NAMING")
     parser.add_argument(

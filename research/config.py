@@ -42,6 +42,10 @@ FREE = (
 NAMED = ("task", "model", "data", "optimizer", "optimizer.schedule")
 
 
+# As config.model.name: the model that config.pretrained.source's own config.json describes.
+PRETRAINED = "pretrained"
+
+
 # Of what a default does not show.
 EXAMPLES = {
     "pretrained.rules": "\"((r'^head/', 'skip'),)\"",
@@ -136,6 +140,14 @@ def resolve(
     given = flatten(config.to_dict())
     texts = dict(overrides)
     errors: list[str] = []
+    if texts.get("model.name", given.get("model.name")) == PRETRAINED:
+        source = texts.get("pretrained.source", given.get("pretrained.source", ""))
+        try:
+            described = {f"model.{key}": value for key, value in _described(source).items()}
+            texts.pop("model.name", None)
+            given |= described | {k: v for k, v in given.items() if k != "model.name"}
+        except UserError as error:
+            errors += str(error).splitlines()
     schema = flatten(defaults().to_dict())
     added: dict[str, Any] = {}
     incomplete = []  # sections whose name is unknown: their options cannot be judged
@@ -143,6 +155,9 @@ def resolve(
         key = f"{section}.name"
         old = given.get(key, schema[key])
         name = texts.get(key, old)
+        if section == "model" and name == PRETRAINED:  # told above
+            incomplete.append(section + ".")
+            continue
         if name != old:
             # Another model, say, has other options: those of the one that the file names then mean nothing.
             for option in _options_or_none(section, old):
@@ -170,10 +185,17 @@ def resolve(
     return FrozenConfigDict(_unflatten(resolved)), errors
 
 
-def as_trained(config: FrozenConfigDict) -> FrozenConfigDict:
+def _described(source: str) -> dict[str, Any]:
+    """What the folder that a source names says of its model: its name here, and its options."""
+    folder = importlib.import_module("research.transfer.hf.configs")
+    return folder.model_of(source)
+
+
+def as_trained(config: FrozenConfigDict, workdir: Path) -> FrozenConfigDict:
     """Returns the config of a trained model, complete, without what was needed to train it alone.
 
-    That is its teacher, and a file whose values are in the checkpoint by now.
+    That is its teacher, and a file whose values are in the checkpoint by now. The tokenizer is the one that the run
+    keeps.
 
     Raises:
       UserErrors: the config has mistakes.
@@ -181,6 +203,8 @@ def as_trained(config: FrozenConfigDict) -> FrozenConfigDict:
     unused = [("distill.teacher", "")]
     if not config.to_dict().get("lora", {}).get("rank"):
         unused.append(("pretrained.source", ""))
+    if (workdir / "tokenizer.json").is_file():
+        unused += [("tokenizer.name", "file"), ("tokenizer.path", str(workdir))]
     plain, mistakes = resolve(config, unused)
     if mistakes:
         raise UserErrors(mistakes)

@@ -88,7 +88,7 @@ class Task(NamedTuple):
     describe: Callable[
         [dict[str, Array], str], list[Section]
     ]  # predictions of a split, its name -> report
-    read_inputs: Callable[[list[str]], Inputs]  # paths -> examples
+    read_inputs: Callable[[list[str], str], Inputs]  # paths, and a text or '' -> examples
     decode: Callable[
         [dict[str, Array]], list[dict[str, Any]]
     ]  # predictions -> a JSON row for each example

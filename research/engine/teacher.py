@@ -60,7 +60,7 @@ def _finished(path: Path) -> Any:
         raise UserError(
             f"its run has not come to its end; go on with it: python launch.py --workdir={path}"
         )
-    return as_trained(read_config(path))
+    return as_trained(read_config(path), path)
 
 
 def _told(path: str | Path, line: str) -> str:

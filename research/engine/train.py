@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from research.engine.state import TrainState
 from research.engine.window import Clock, Window
 from research.engine.writer import Writer
 from research.groups import starts
-from research.task import Task
+from research.task import Batch, Task
 
 
 class Trained(NamedTuple):
@@ -101,6 +102,8 @@ def _train(
     rows_of = parameter_table(config, task, parallel, units)
     files.write_text(workdir / "parameters.txt", table.format_table(rows_of))
     files.write_json(workdir / "data_report.json", task.data.report)
+    for name, text in task.files.items():
+        files.write_text(workdir / name, text)
     if any(row.treatment != rows_of[0].treatment or not row.trainable for row in rows_of):
         for line in table.summarize(rows_of):
             writer.say(line)
@@ -157,19 +160,22 @@ def _train(
         while step < plan.total and not stopping:  # once, or once for each thaw of a group
             if step > first:
                 program, state = enter(step, parallel.take_state(state))
-            compiled = None
+            compiled: dict[
+                Any, Callable
+            ] = {}  # by the shapes of a batch, which may differ in length
             predict = parallel.map(program.task.predict)
             until = min(program.until or plan.total, plan.total)
             with stream(
                 program.task.data.train_batch, rows, step, until, config.data, parallel.put_batch
             ) as batches:
                 for n, batch in batches:
-                    if compiled is None:
+                    shapes = batch_shapes(batch)
+                    if shapes not in compiled:
                         with clock.measure("seconds_compile", apart=n > first):
-                            compiled = parallel.compile_train(program.step, state, batch)
+                            compiled[shapes] = parallel.compile_train(program.step, state, batch)
                         if n == first:
                             clock.start()
-                    state, metrics = compiled(state, batch)
+                    state, metrics = compiled[shapes](state, batch)
                     collect()  # the figures of the step before, while this one runs
                     pending = (n, metrics)
                     step = n + 1
@@ -222,6 +228,11 @@ def _train(
     return Trained(0, step, state, best, clock, units)
 
 
+def batch_shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """What a compiled step is made for: one for each length that batches of text are padded to."""
+    return tuple(x.shape for x in jax.tree.leaves(batch))
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -267,15 +278,17 @@ def _explain(error, config, task, plan, parallel, units, checkpoints, enter, wri
         f"step {error.step + 1:,}: not finite; going from step {first:,} to it again to find the cause"
     )
     program, state = enter(first, begun.state)
-    compiled = None
+    compiled: dict[Any, Callable] = {}
     rows = parallel.rows(config.train.batch_size)
     for n in range(first, error.step):
         if n == program.until:
             program, state = enter(n, parallel.take_state(state))
-            compiled = None
+            compiled = {}
         batch = parallel.put_batch(program.task.data.train_batch(n, rows))
-        compiled = compiled or parallel.compile_train(program.step, state, batch)
-        state, _ = compiled(state, batch)
+        shapes = batch_shapes(batch)
+        if shapes not in compiled:
+            compiled[shapes] = parallel.compile_train(program.step, state, batch)
+        state, _ = compiled[shapes](state, batch)
     host = parallel.take_state(state)
     batch = program.task.data.train_batch(error.step, slice(None))
     where, ids = diagnose.explain(program.task, host, batch, config.seed, parallel.axis_name)

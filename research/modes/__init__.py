@@ -8,6 +8,7 @@ from typing import Any
 # The flags that only some modes read.
 READ_BY = {
     "inputs": ("predict",),
+    "prompt": ("predict",),
     "output": ("reproduce", "export"),
     "compile": ("check",),
     "format": ("export",),
@@ -147,7 +148,7 @@ def restore(config: Any, workdir: Path) -> tuple[Any, Any, Any]:
     """Returns the layout, the task and the checkpoint that a trained model is used from."""
     from research.config import as_trained
 
-    config = as_trained(config)
+    config = as_trained(config, workdir)
     layout, task = build(config)
     from research.engine.finish import restore_final
 

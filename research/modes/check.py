@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from research import modes
-from research.config import resolve
+from research.config import find_module, resolve
 from research.errors import UserError, UserErrors
 
 
@@ -84,11 +84,9 @@ def _build(config: Any, mistakes: list[str]) -> tuple[Any, Any]:
         mesh, _ = resolve(config, [("parallel.kind", "mesh")])
         return modes.build(mesh)
     lines = list(mistakes)
-    if not any(re.match(r"config\.data\b", line) for line in mistakes):
-        from research.data import store
-
+    if not any(re.match(r"config\.(data|task)\b", line) for line in mistakes):
         try:
-            store.prepare(config.data)
+            find_module("tasks", config.task.name).prepare(config)
         except UserErrors as errors:
             lines += errors.lines
         except UserError as error:

@@ -49,7 +49,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     naming = _naming(config, format, naming)
     out = _directory(flags.output)
     layout, task, restored = modes.restore(config, path)
-    model = exported(config, layout, restored.state)
+    model = exported(config, path, layout, restored.state)
 
     from research.engine.state import params_sha256
 
@@ -87,7 +87,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     return 0
 
 
-def exported(config: Any, layout: Any, state: Any) -> Model:
+def exported(config: Any, path: Path, layout: Any, state: Any) -> Model:
     """Returns the parameters that evaluation uses, as those of a plain model, on the host."""
     import jax
 
@@ -95,7 +95,7 @@ def exported(config: Any, layout: Any, state: Any) -> Model:
     from research.engine.state import evaluated_params
 
     params = jax.device_get(evaluated_params(state))
-    config = as_trained(config)
+    config = as_trained(config, path)
     if config.lora.rank:
         from research.transfer import lora
 

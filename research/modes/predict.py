@@ -1,6 +1,8 @@
-"""Predicts what a user's own files show."""
+"""Predicts what a user's own files show, or goes on with a user's own texts."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from research import modes
@@ -9,13 +11,15 @@ from research import modes
 def run(config: Any, mistakes: list[str], flags: Any) -> int:
     path = modes.demand(config, mistakes, flags)
     layout, task, restored = modes.restore(config, path)
+    paths = [name.strip() for name in flags.inputs.split(",") if name.strip()]
+    state = layout.put_state(restored.state)
+    if task.generate is not None:
+        return _write(config, path, layout, task, state, paths, flags.prompt)
     from research.engine.evaluate import predictions
-    from research.engine.files import write_text
     from research.engine.state import evaluated_params
     from research.engine.text import print_table
 
-    inputs = task.read_inputs([name.strip() for name in flags.inputs.split(",") if name.strip()])
-    state = layout.put_state(restored.state)
+    inputs = task.read_inputs(paths, flags.prompt)
     outputs = predictions(
         layout.map(task.predict),
         evaluated_params(state),
@@ -28,11 +32,50 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     rows = [
         {"input": name, **row} for name, row in zip(inputs.names, task.decode(outputs), strict=True)
     ]
-    write_text(path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     header = [key for key, value in rows[0].items() if not isinstance(value, dict)]
     print_table(header, [[_word(row[key]) for key in header] for row in rows])
-    print(f"written to {path / 'predictions.jsonl'}")
+    _keep(path, rows)
     return 0
+
+
+def _write(
+    config: Any, path: Path, layout: Any, task: Any, state: Any, paths: list[str], prompt: str
+) -> int:
+    """Goes on with each prompt; a single one is shown as it grows."""
+    from research.engine.state import evaluated_params
+    from research.tasks.shared.texts import read_texts
+
+    names, prompts = read_texts(paths, prompt)
+    alone = len(prompts) == 1
+
+    def emit(i: int, piece: str) -> None:
+        if alone:
+            print(piece, end="", flush=True)
+
+    host = layout.take_state(state)
+    if alone:
+        print(prompts[0], end="", flush=True)
+    written = task.generate(
+        evaluated_params(host), host.model_state, prompts, config.generate, emit
+    )
+    rows = [
+        {"input": name, "prompt": given, "text": text}
+        for name, given, text in zip(names, prompts, written, strict=True)
+    ]
+    if alone:
+        print()
+    else:
+        for row in rows:
+            print(f"--- {row['input']}\n{row['prompt']}{row['text']}")
+    _keep(path, rows)
+    return 0
+
+
+def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
+    from research.engine.files import write_text
+
+    write_text(path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    print(f"written to {path / 'predictions.jsonl'}", file=sys.stderr)
 
 
 def _word(value: Any) -> str:

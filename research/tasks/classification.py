@@ -6,19 +6,25 @@ B examples in a batch, N in a split, H, W, K height, width and channels of a pic
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.config import find_module, first_line
 from research.data import batches, store
 from research.data.pictures import SUFFIXES, picture
 from research.errors import UserError, UserErrors
-from research.evaluation import classification as metrics
-from research.ops.losses import softmax_cross_entropy
-from research.task import Batch, Data, Inputs, LossOutput, Params, Section, Task
+from research.task import Batch, Data, Inputs, Params, Section, Task
+from research.tasks.shared import classifier, models
 
 WORST = 30  # mistakes shown in the report
+
+
+def prepare(config: Any) -> store.Store:
+    """Returns the pictures.
+
+    Raises:
+      UserErrors: they cannot be had.
+    """
+    return store.prepare(config.data)
 
 
 def build(
@@ -35,7 +41,7 @@ def build(
     Raises:
       UserErrors: the data cannot be had, or the model does not fit it.
     """
-    data = store.prepare(config.data)
+    data = prepare(config)
     shape = data.images.shape[1:]  # H, W, K
     train_batch, eval_batch = batches.make_batches(
         data,
@@ -44,108 +50,34 @@ def build(
         batch_size=config.train.batch_size,
         eval_batch_size=config.eval.batch_size,
     )
-    options = {key: value for key, value in config.model.items() if key != "name"}
-    module = find_module("models", config.model.name)
-    model = module.Model(
-        num_classes=len(data.class_names),
-        dtype=jnp.dtype(config.train.precision),
-        axis_name=axis_name,
-        **options,
+    model = models.build(
+        config,
+        f"pictures of {'x'.join(map(str, shape))}",
+        (jnp.zeros((1, *shape)),),
+        {"num_classes": len(data.class_names)},
+        axis_name,
     )
-
-    def init(key: jax.Array) -> tuple[Params, Params]:
-        variables = dict(model.init(key, jnp.zeros((1, *shape)), train=False))
-        variables.pop("intermediates", None)
-        return variables.pop("params"), variables
-
-    try:
-        jax.eval_shape(init, jax.random.key(0))
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(
-            f"config.model: does not fit pictures of {'x'.join(map(str, shape))}: {first_line(error)}"
-        ) from error
-
-    def example_keys(batch: Batch, rngs: dict[str, jax.Array]) -> jax.Array:
-        """Keys [B] that depend on the example and not on where in the batch it lies."""
-        return jax.vmap(jax.random.fold_in, (None, 0))(rngs["dropout"], batch["id"])
 
     def apply(params: Params, model_state: Params, batch: Batch, keys, **how) -> Any:
         variables = {"params": params, **model_state, "given": batch.get("given", {})}
         images = batch.get("image")  # left out where features are given
         if images is None:
             images = jnp.zeros((len(batch["label"]), *shape))
-        return model.apply(variables, images, keys=keys, **how)
+        return model.module.apply(variables, images, keys=keys, **how)
 
-    def loss(
-        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
-    ) -> LossOutput:
-        logits, changed = apply(
-            params,
-            model_state,
-            batch,
-            example_keys(batch, rngs),
-            train=True,
-            mutable=list(model_state),
-        )
-        losses = softmax_cross_entropy(logits, batch["label"], label_smoothing)  # [B]
-        hits = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
-        if "mix" in batch:  # mixup or cutmix: two labels, weighted
-            other = softmax_cross_entropy(logits, batch["label_b"], label_smoothing)
-            losses = batch["mix"] * losses + (1 - batch["mix"]) * other
-        return LossOutput(
-            losses,
-            batch["mask"],
-            dict(changed),
-            {"accuracy": jnp.sum(hits * batch["mask"])},
-            {"logits": logits},
-        )
+    def worst(outputs: dict[str, np.ndarray]) -> Section:
+        names, guesses, shown = data.class_names, outputs["logits"].argmax(-1), []
+        for i in classifier.worst_mistakes(outputs, WORST):
+            number = outputs["id"][i]
+            words = (
+                f"{names[outputs['label'][i]]}, taken for {names[guesses[i]]} ({data.keys[number]})"
+            )
+            shown.append((np.asarray(data.images[number]), words))
+        return Section("", "images", shown)
 
-    def predict(params: Params, model_state: Params, batch: Batch) -> dict[str, jax.Array]:
-        logits = apply(params, model_state, batch, None, train=False)
-        losses = softmax_cross_entropy(logits, batch["label"], 0.0)
-        return {"logits": logits, "loss": losses, "label": batch["label"], "id": batch["id"]}
-
-    def intermediates(
-        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
-    ):
-        _, variables = apply(
-            params,
-            model_state,
-            batch,
-            example_keys(batch, rngs),
-            train=True,
-            capture_intermediates=True,
-            mutable=["intermediates", *model_state],
-        )
-        return dict(_in_order(variables["intermediates"]))
-
-    def features(params: Params, model_state: Params, batch: Batch) -> dict[str, jax.Array]:
-        _, variables = apply(
-            params, model_state, batch, None, train=False, mutable=["intermediates"]
-        )
-        own = variables["intermediates"].items()
-        return {name: x[0] for name, x in own if isinstance(x, tuple) and name != "logits"}
-
-    def measure(outputs: dict[str, np.ndarray], final: bool) -> dict[str, float]:
-        given = outputs["logits"], outputs["label"], outputs["loss"], top_k
-        if final:
-            return metrics.full(*given, resamples=config.eval.bootstrap, seed=config.seed)
-        return metrics.quick(*given)
-
-    def describe(outputs: dict[str, np.ndarray], split: str) -> list[Section]:
-        rows = metrics.per_class(outputs["logits"], outputs["label"], data.class_names)
-        matrix = metrics.confusion(outputs["logits"], outputs["label"])
-        return [
-            Section(
-                f"Classes ({split})",
-                "table",
-                (("class", "examples", "precision", "recall", "F1"), rows),
-            ),
-            Section(f"Confusion matrix ({split})", "matrix", (list(data.class_names), matrix)),
-            Section(f"Worst mistakes ({split})", "images", _worst(outputs, data)),
-        ]
-
-    def read_inputs(paths: list[str]) -> Inputs:
+    def read_inputs(paths: list[str], prompt: str) -> Inputs:
+        if prompt:
+            raise UserError("--prompt: pictures are predicted here: give --inputs=a.png,folder/")
         files = _expand(paths)
         images, problems = [], []
         for path in files:
@@ -159,23 +91,8 @@ def build(
             np.stack(images), [str(path) for path in files], data, config.eval.batch_size
         )
 
-    def decode(outputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-        logits = outputs["logits"].astype(np.float64)
-        odds = np.exp(logits - logits.max(-1, keepdims=True))
-        probabilities = odds / odds.sum(-1, keepdims=True)  # [N, C]
-        rows = []
-        for p in probabilities:
-            best = np.argsort(-p, kind="stable")[:3]
-            rows.append(
-                {
-                    "label": data.class_names[best[0]],
-                    "probability": float(p[best[0]]),
-                    "best": {data.class_names[i]: float(p[i]) for i in best},
-                }
-            )
-        return rows
-
-    return Task(
+    return classifier.task(
+        config,
         data=Data(
             sizes={split: len(indices) for split, indices in data.splits.items()},
             train_batch=train_batch,
@@ -184,49 +101,20 @@ def build(
             report=data.report,
             repeats=not any(v for k, v in config.data.augment.items() if k != "magnitude"),
         ),
-        init=init,
-        loss=loss,
-        predict=predict,
-        intermediates=intermediates,
-        features=features,
-        layers=module.LAYERS,
+        class_names=data.class_names,
+        model=model,
+        apply=apply,
+        worst=worst,
+        read_inputs=read_inputs,
         about={
             "inputs": {"image": list(shape)},
             "classes": list(data.class_names),
             "mean": data.mean.tolist(),
             "std": data.std.tolist(),
         },
-        measure=measure,
-        describe=describe,
-        read_inputs=read_inputs,
-        decode=decode,
+        label_smoothing=label_smoothing,
+        top_k=top_k,
     )
-
-
-def _in_order(tree: Any, path: tuple[str, ...] = ()):
-    """Yields ('conv_0/out', array) in the order in which a model computed its intermediates."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _in_order(value, (*path, key))
-    elif isinstance(tree, tuple | list):
-        for i, value in enumerate(tree):
-            yield from _in_order(value, (*path, str(i)) if len(tree) > 1 else path)
-    else:
-        yield "/".join(path).replace("/__call__", ""), tree
-
-
-def _worst(outputs: dict[str, np.ndarray], data: store.Store) -> list[tuple[np.ndarray, str]]:
-    guesses = outputs["logits"].argmax(-1)
-    wrong = np.flatnonzero(guesses != outputs["label"])
-    wrong = wrong[np.argsort(-outputs["loss"][wrong], kind="stable")][:WORST]
-    names = data.class_names
-    return [
-        (
-            np.asarray(data.images[outputs["id"][i]]),
-            f"{names[outputs['label'][i]]}, taken for {names[guesses[i]]} ({data.keys[outputs['id'][i]]})",
-        )
-        for i in wrong
-    ]
 
 
 def _expand(paths: list[str]) -> list[Path]:

@@ -1,0 +1,191 @@
+"""Language models: each token foretold from those before it (causal), or hidden ones from all others (masked).
+
+B rows in a batch, T tokens of a row, N rows in a split, V tokens in the vocabulary.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.data.text import batches
+from research.data.text.store import TextStore
+from research.errors import UserError
+from research.evaluation import language as metrics
+from research.ops.losses import softmax_cross_entropy
+from research.task import Batch, Data, Inputs, LossOutput, Params, Section, Task
+from research.tasks.shared import models, texts
+
+HARDEST = 15  # rows shown in the report
+OBJECTIVES = {"causal": "lm", "masked": "mlm"}  # and the model's head
+
+
+def prepare(config: Any) -> TextStore:
+    """Returns the texts.
+
+    Raises:
+      UserErrors: they cannot be had.
+    """
+    return texts.prepare(config, labelled=False)
+
+
+def build(
+    config: Any, *, axis_name: str | None, objective: str = "causal", mask_rate: float = 0.15
+) -> Task:
+    """Prepares the texts and the tokenizer, and builds the model that the config names.
+
+    The loss is the mean over tokens, whatever rows they are in. Of conversations only the answers count.
+
+    Args:
+      config: reads data, tokenizer, model, pretrained.source, train.batch_size, train.precision, eval and seed.
+      axis_name: what the devices' axis is called inside a step; None where there is none.
+      objective: 'causal' or 'masked' (BERT: 80% of what is hidden is [MASK], 10% another token, 10% itself).
+      mask_rate: the share of tokens that are hidden.
+
+    Raises:
+      UserErrors: the data or the tokenizer cannot be had, or the model does not fit them.
+    """
+    if objective not in OBJECTIVES:
+        raise UserError(
+            f"config.task.objective is {objective!r}, but must be one of {', '.join(OBJECTIVES)}"
+        )
+    data, tokenizer = texts.with_tokenizer(config, labelled=False)
+    rows = batches.language_model(
+        data,
+        tokenizer,
+        config.data,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        eval_batch_size=config.eval.batch_size,
+        objective=objective,
+        mask_rate=mask_rate,
+    )
+    length = config.data.text.max_length
+    model = texts.build_model(
+        config, tokenizer, axis_name, head=OBJECTIVES[objective], outputs=tokenizer.size
+    )
+    causal = objective == "causal"
+
+    def apply(params: Params, model_state: Params, batch: Batch, keys, **how) -> Any:
+        return model.module.apply(
+            {"params": params, **model_state},
+            batch["tokens"],
+            segments=batch["segments"],
+            positions=batch["positions"],
+            keys=keys,
+            **how,
+        )
+
+    def sums(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """[B] each, over the targets of a row that count."""
+        weights = batch["weights"] * batch["mask"][:, None]
+        hits = (logits.argmax(-1) == batch["targets"]).astype(jnp.float32)
+        return {
+            "nll": jnp.sum(softmax_cross_entropy(logits, batch["targets"]) * weights, -1),
+            "tokens": jnp.sum(weights, -1),
+            "hits": jnp.sum(hits * weights, -1),
+        }
+
+    def loss(
+        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
+    ) -> LossOutput:
+        logits, changed = apply(
+            params,
+            model_state,
+            batch,
+            models.example_keys(batch, rngs),
+            train=True,
+            mutable=list(model_state),
+        )
+        row = sums(logits, batch)
+        return LossOutput(
+            row["nll"] / jnp.maximum(row["tokens"], 1.0),
+            row["tokens"],
+            dict(changed),
+            {"accuracy": jnp.sum(row["hits"])},
+            {"logits": logits},
+        )
+
+    def predict(params: Params, model_state: Params, batch: Batch) -> dict[str, jax.Array]:
+        logits = apply(params, model_state, batch, None, train=False)
+        return {**sums(logits, batch), "bytes": batch["bytes"], "id": batch["id"]}
+
+    def intermediates(
+        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
+    ):
+        _, variables = apply(
+            params,
+            model_state,
+            batch,
+            models.example_keys(batch, rngs),
+            train=True,
+            capture_intermediates=True,
+            mutable=["intermediates", *model_state],
+        )
+        return dict(models.in_order(variables["intermediates"]))
+
+    def measure(outputs: dict[str, np.ndarray], final: bool) -> dict[str, float]:
+        # Where only part of a text is foretold, its bytes are no measure of it.
+        size = outputs["bytes"] if causal and not data.chat else None
+        given = outputs["nll"], outputs["tokens"], outputs["hits"], size
+        if final:
+            return metrics.full(*given, resamples=config.eval.bootstrap, seed=config.seed)
+        return metrics.quick(*given)
+
+    def describe(outputs: dict[str, np.ndarray], split: str) -> list[Section]:
+        each = outputs["nll"] / np.maximum(outputs["tokens"], 1)
+        shown = []
+        for i in np.argsort(-each, kind="stable")[:HARDEST].tolist():
+            batch = rows.eval_batch(split, i // size, slice(i % size, i % size + 1))
+            ids = batch["tokens"][0][batch["segments"][0] > 0]
+            shown.append((float(each[i] / math.log(2)), texts.excerpt(tokenizer.decode(ids))))
+        return [Section(f"Hardest rows ({split})", "table", (("bits a token", "text"), shown))]
+
+    size = config.eval.batch_size
+
+    def read_inputs(paths: list[str], prompt: str) -> Inputs:
+        raise UserError("--mode=predict: a masked language model writes no texts")
+
+    def generate(params: Params, model_state: Params, prompts: list[str], options: Any, emit):
+        from research.tasks.shared import writing
+
+        return writing.write(
+            model.module,
+            {"params": params, **model_state},
+            tokenizer,
+            prompts,
+            options,
+            emit,
+            chat=data.chat,
+            context=config.model.to_dict().get("context", 0) or length,
+        )
+
+    return Task(
+        data=Data(
+            sizes=rows.sizes,
+            train_batch=rows.train_batch,
+            eval_batch=rows.eval_batch,
+            fingerprints=texts.fingerprints(data, tokenizer),
+            report={**data.report, "rows": rows.counts},
+            repeats=causal,
+        ),
+        init=model.init,
+        loss=loss,
+        predict=predict,
+        intermediates=intermediates,
+        features=lambda params, model_state, batch: {},
+        layers=model.layers,
+        about={
+            "inputs": {"tokens": [length]},
+            "head": OBJECTIVES[objective],
+            "vocab_size": tokenizer.size,
+        },
+        measure=measure,
+        describe=describe,
+        read_inputs=read_inputs,
+        decode=lambda outputs: [],
+        files=tokenizer.to_files(),
+        generate=generate if causal else None,
+    )
