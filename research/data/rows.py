@@ -17,8 +17,16 @@ def order(seed: int, n: int, batch_size: int, size: int) -> tuple[np.ndarray, np
     indices = np.empty(batch_size, np.int64)
     for epoch in range(epochs[0], epochs[-1] + 1):
         here = epochs == epoch
-        indices[here] = _permutation(seed, epoch, size)[places[here]]
+        indices[here] = permutation(seed, epoch, size)[places[here]]
     return indices, epochs
+
+
+@functools.lru_cache(maxsize=2)  # a batch lies in one epoch, or in two
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Returns the order of `size` examples in an epoch, int64 [size], not to be written to."""
+    numbers = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def rows_of(numbers: np.ndarray, n: int, batch_size: int, rows: slice) -> np.ndarray:
@@ -61,10 +69,3 @@ def loader_error(data: Any) -> list[str]:
         f"data.workers is {data.workers} but data.loader is '{data.loader}', which has none: "
         "set data.loader=grain or data.workers=0"
     ]
-
-
-@functools.lru_cache(maxsize=2)  # a batch lies in one epoch, or in two
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    permutation = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
-    permutation.flags.writeable = False
-    return permutation
