@@ -6,7 +6,6 @@ n-th run of B of them, so it may reach from one epoch into the next.
 B examples in a batch, N in the store, H, W, C height, width and channels of a picture.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,21 +13,12 @@ import numpy as np
 
 from research.data.augment import augment
 from research.data.mixing import draw_mix, mix_images
+from research.data.rows import batch_error, loader_error, masked, order, rows_of
 from research.data.store import Store, record_source
 from research.errors import UserError, UserErrors
 from research.task import Batch, Inputs
 
 Read = Callable[[np.ndarray], np.ndarray]  # numbers [B] of examples -> uint8 [B, H, W, C]
-
-
-def order(seed: int, n: int, batch_size: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which examples, of `size`, batch n is made of, and in which epoch each is: int64 [B], int64 [B]."""
-    epochs, places = np.divmod(np.arange(n * batch_size, (n + 1) * batch_size), size)
-    indices = np.empty(batch_size, np.int64)
-    for epoch in range(epochs[0], epochs[-1] + 1):
-        here = epochs == epoch
-        indices[here] = _permutation(seed, epoch, size)[places[here]]
-    return indices, epochs
 
 
 def make_batches(
@@ -98,9 +88,9 @@ def make_batches(
     splits = store.splits
 
     def eval_batch(split: str, n: int, rows: slice, inputs: bool = True) -> Batch:
-        ids = _rows(splits[split], n, eval_batch_size, rows)
-        images = normalise(read(ids)) if inputs else None
-        return _masked(images, labels[ids], ids, len(range(eval_batch_size)[rows]))
+        ids = rows_of(splits[split], n, eval_batch_size, rows)
+        values = {"image": normalise(read(ids))} if inputs else {}
+        return masked(values | {"label": labels[ids]}, ids, len(range(eval_batch_size)[rows]))
 
     return train_batch, eval_batch
 
@@ -110,37 +100,21 @@ def inputs(images: np.ndarray, names: Sequence[str], store: Store, batch_size: i
     normalise, numbers = _normaliser(store), np.arange(len(images))
 
     def batch(n: int, rows: slice) -> Batch:
-        ids = _rows(numbers, n, batch_size, rows)
-        labels = np.zeros(len(ids), np.int32)
-        return _masked(normalise(images[ids]), labels, ids, len(range(batch_size)[rows]))
+        ids = rows_of(numbers, n, batch_size, rows)
+        values = {"image": normalise(images[ids]), "label": np.zeros(len(ids), np.int32)}
+        return masked(values, ids, len(range(batch_size)[rows]))
 
     return Inputs(list(names), batch)
 
 
-@functools.lru_cache(maxsize=2)  # a batch lies in one epoch, or in two
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    permutation = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
-    permutation.flags.writeable = False
-    return permutation
-
-
 def _check(data: Any, batch_size: int, size: int, side: int) -> None:
-    errors = []
-    if batch_size > size:
-        errors.append(
-            f"train.batch_size is {batch_size:,} but the training split holds {size:,} examples: "
-            f"set train.batch_size to {size} or less"
-        )
+    errors = batch_error(batch_size, size)
     for key in ("shift", "crop", "cutout"):
         if (pixels := data.augment[key]) >= side:
             errors.append(
                 f"data.augment.{key} is {pixels} but the pictures have {side} pixels a side: set it below {side}"
             )
-    if data.workers and data.loader != "grain":
-        errors.append(
-            f"data.workers is {data.workers} but data.loader is '{data.loader}', which has none: "
-            "set data.loader=grain or data.workers=0"
-        )
+    errors += loader_error(data)
     if errors:
         raise UserErrors(errors) if len(errors) > 1 else UserError(errors[0])
 
@@ -178,26 +152,3 @@ def _normaliser(store: Store) -> Callable[[np.ndarray], np.ndarray]:
         return flat.reshape(images.shape)
 
     return normalise
-
-
-def _rows(numbers: np.ndarray, n: int, batch_size: int, rows: slice) -> np.ndarray:
-    """Returns those of `numbers` that lie in the rows of batch n; fewer at the end."""
-    places = n * batch_size + np.arange(batch_size)[rows]
-    return numbers[places[places < len(numbers)]]
-
-
-def _masked(images: np.ndarray | None, labels: np.ndarray, ids: np.ndarray, size: int) -> Batch:
-    """Fills up to `size` rows."""
-    lacking = size - len(ids)
-
-    def fill(values: np.ndarray, value: int = 0) -> np.ndarray:
-        if not lacking:
-            return values
-        return np.concatenate([values, np.full((lacking, *values.shape[1:]), value, values.dtype)])
-
-    return {
-        **({} if images is None else {"image": fill(images)}),
-        "label": fill(labels),
-        "id": fill(ids.astype(np.int32), -1),
-        "mask": fill(np.ones(len(ids), np.float32)),
-    }

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from research.config import defaults
-from research.data.batches import inputs, make_batches, order
+from research.data.batches import inputs, make_batches
+from research.data.rows import order
 from research.errors import UserError, UserErrors
 
 SIZE, BATCH, EVAL = 40, 12, 8  # a batch in four reaches over the end of an epoch
