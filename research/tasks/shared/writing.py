@@ -1,0 +1,83 @@
+"""A language model goes on with texts: tokens in, tokens out, pieces of text as they come."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from research.data.tokenizer import Tokenizer
+from research.decoding.generate import generate
+from research.errors import UserError
+
+
+def write(
+    module: Any,
+    variables: dict[str, Any],
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    options: Any,
+    emit: Callable[[int, str], None],
+    *,
+    chat: bool,
+    context: int,
+) -> list[str]:
+    """Returns what the model writes after each prompt.
+
+    Args:
+      module: a Linen module of tokens with a cache.
+      variables: its collections.
+      prompts: texts; with `chat` what a user says, put into the tokenizer's chat template.
+      options: the section config.generate.
+      emit: called with the number of a prompt and each further piece of what follows it.
+      context: tokens that a prompt and what follows it may have together.
+
+    Raises:
+      UserErrors: a prompt is longer than the context.
+    """
+    apply, cache_of = _programs(module)
+    made = generate(
+        apply,
+        variables,
+        cache_of,
+        [_ids(tokenizer, prompt, chat) for prompt in prompts],
+        options=options,
+        decode=tokenizer.decode,
+        context=context,
+        eos=ends(tokenizer, chat),
+        pad=tokenizer.pad or 0,
+        emit=emit,
+    )
+    return [one.text for one in made]
+
+
+def ends(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
+    """Returns the tokens that end a text: the tokenizer's own, and what closes an answer in its chat template."""
+    found = [] if tokenizer.eos is None else [tokenizer.eos]
+    if chat:
+        ids, weights = tokenizer.chat(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], answer=False
+        )
+        special = set(tokenizer.special_ids)
+        found += [int(i) for i, w in zip(ids, weights, strict=True) if w and int(i) in special]
+    return tuple(dict.fromkeys(found))
+
+
+def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> np.ndarray:
+    if chat:
+        return tokenizer.chat([{"role": "user", "content": prompt}], answer=True)[0]
+    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
+    if start is None and not prompt:
+        raise UserError("--prompt: is empty, and the tokenizer has no token to begin with")
+    head = [] if start is None else [start]
+    return np.concatenate([np.array(head, np.int32), *tokenizer.encode([prompt], special=False)])
+
+
+@lru_cache(maxsize=4)
+def _programs(module: Any) -> tuple[Callable, Callable]:
+    """The same functions for the same module, since programs are compiled for a function."""
+
+    def apply(variables, tokens, **how):
+        return module.apply(variables, tokens, train=False, **how)
+
+    return apply, module.empty_cache
