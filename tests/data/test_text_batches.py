@@ -173,11 +173,19 @@ def test_what_the_model_reads_can_be_left_out(make_store, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_copies_in_other_processes_map_the_tokens(make_store, kind):
+def test_copies_in_other_processes_make_the_same(make_store, kind):
     cloudpickle = pytest.importorskip("cloudpickle")  # what Grain sends functions with
     train_batch, _ = KINDS[kind](make_store)
     sent = cloudpickle.dumps(train_batch)
     same(train_batch(4, slice(None)), cloudpickle.loads(sent)(4, slice(None)))
+
+
+def test_a_copy_in_another_process_moves_no_tokens(make_store):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    encoded = encode(make_store(random_texts(200, 200)), Bytes(), "language_model")
+    sent = cloudpickle.dumps(encoded)
+    assert encoded.texts.ids.nbytes > 20 * len(sent)
+    np.testing.assert_array_equal(cloudpickle.loads(sent).texts.ids, encoded.texts.ids)
 
 
 @pytest.mark.parametrize("size", [30, 46, 120, 600])
@@ -356,9 +364,11 @@ def test_every_epoch_sees_each_row_once(make_store, objective):
         np.testing.assert_array_equal(made[key], whole[key][made["id"]])
 
 
-def test_what_is_masked(make_store):
+@pytest.mark.parametrize("pad", [256, None])  # without one, padding looks like an ordinary token
+def test_what_is_masked(make_store, pad):
     store, tokenizer = make_store(["abcdefg" * 20 for _ in range(400)], tests=300), Bytes()
-    given = model(store, 128, "masked", mask_rate=0.15)
+    tokenizer.pad = pad
+    given = model(store, 128, "masked", mask_rate=0.15, tokenizer=tokenizer)
     rows = rows_of_batches(given, "test")
     chosen, tokens, targets = rows["weights"] > 0, rows["tokens"], rows["targets"]
     real = (rows["segments"] > 0) & (targets < 256)
@@ -377,7 +387,7 @@ def test_what_is_masked(make_store):
     near((kept & chosen).sum(), count, 0.1 + 0.1 / 256)
     other = tokens[chosen & ~masked & ~kept]
     near(len(other), count, 0.1 * 255 / 256)
-    assert other.max() < 256 and len(set(other)) > 200
+    assert other.max() < 256 + (pad is None) and len(set(other)) > 200
     # The whole of a document is there, its ends too, and every token of it once.
     whole = [tokenizer.bos, *store.texts[0].encode(), tokenizer.eos]
     assert Counter(targets[rows["segments"] > 0].tolist()) == Counter(whole * 300)
