@@ -119,8 +119,8 @@ def wanted_shape(data, own: tuple[int, int, int]) -> tuple[int, int, int]:
 class Progress:
     """A line on stderr for work that takes longer than a second or two."""
 
-    def __init__(self, what: str, total: int, things: str = "pictures"):
-        self._what, self._total, self._done, self._things = what, total, 0, things
+    def __init__(self, what: str, total: int, unit: str = "pictures"):
+        self._what, self._total, self._unit, self._done = what, total, unit, 0
         self._live = sys.stderr.isatty()
         self._shown, self._next = False, time.monotonic() + 1.5
 
@@ -131,7 +131,8 @@ class Progress:
             self._next = time.monotonic() + (0.5 if self._live else 10)
 
     def _show(self) -> None:
-        line = f"{self._what}: {self._done:,} of {self._total:,} {self._things}"
+        of = f" of {self._total:,}" if self._total else ""  # 0 is not known
+        line = f"{self._what}: {self._done:,}{of} {self._unit}"
         print(line, end="\r" if self._live else "\n", file=sys.stderr, flush=True)
         self._shown = True
 

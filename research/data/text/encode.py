@@ -116,14 +116,10 @@ def _classified(tokenizer: Any, texts: list[str]) -> Iterator[_Tokens]:
 
 def _modelled(tokenizer: Any, texts: list[str]) -> Iterator[_Tokens]:
     before, after = ends(tokenizer)
-    for text, (ids, spans) in zip(texts, tokenizer.encode_pieces(texts), strict=True):
-        sizes = np.zeros(len(ids) + 2, np.int32)
-        size = _byte_offsets(text)
-        # A token stands for all up to its end that none before it stands for; so do several of one character.
-        reached = np.maximum.accumulate(size[spans[:, 1]]) if len(ids) else _NONE
-        sizes[1:-1] = np.diff(reached, prepend=0)
-        sizes[-2 if len(ids) else -1] += size[-1] - (reached[-1] if len(ids) else 0)
-        yield np.concatenate([[before], ids, [after]]), sizes, _NONE
+    for text, (ids, sizes) in zip(texts, tokenizer.encode_bytes(texts), strict=True):
+        whole = np.concatenate([[0], sizes, [0]])
+        whole[-2 if len(ids) else -1] += len(text.encode()) - sizes.sum()
+        yield np.concatenate([[before], ids, [after]]), whole, _NONE
 
 
 def _chatted(tokenizer: Any, texts: list[str]) -> Iterator[_Tokens]:
@@ -135,14 +131,6 @@ def _chatted(tokenizer: Any, texts: list[str]) -> Iterator[_Tokens]:
         last = np.flatnonzero(weights)[-1:]
         sizes[last] = sum(len(content.encode()) for content in said)
         yield ids, sizes, weights > 0
-
-
-def _byte_offsets(text: str) -> np.ndarray:
-    """Where in its UTF-8 each character of a text begins, and where the text ends, int [characters + 1]."""
-    raw = np.frombuffer(text.encode(), np.uint8)
-    if len(raw) == len(text):
-        return np.arange(len(raw) + 1)
-    return np.append(np.flatnonzero(raw & 0xC0 != 0x80), len(raw))
 
 
 def _write(folder: Path, store: Any, tokenizer: Any, make: Any) -> None:
