@@ -1,6 +1,7 @@
 """What a builder hands over: where a source of pictures is, what marks its state, and how it is read.
 
-A builder is a module of research/data/builders with one function, `locate(data, *, option=default) -> Source`.
+A builder is a module of research/data/builders with a function `locate(data, *, option=default) -> Source`, or one
+for texts, `locate_text` (text/source.py), or both.
 It is cheap (it looks at file names, sizes and times), so that a prepared data set is found again in
 milliseconds; `Source.open` may be slow. A source may bring parts: 'train' and perhaps 'validation' and 'test',
 and any number of further tests, 'test_NAME', which are measured at the end like 'test'.
@@ -119,8 +120,8 @@ def wanted_shape(data, own: tuple[int, int, int]) -> tuple[int, int, int]:
 class Progress:
     """A line on stderr for work that takes longer than a second or two."""
 
-    def __init__(self, what: str, total: int):
-        self._what, self._total, self._done = what, total, 0
+    def __init__(self, what: str, total: int, unit: str = "pictures"):
+        self._what, self._total, self._unit, self._done = what, total, unit, 0
         self._live = sys.stderr.isatty()
         self._shown, self._next = False, time.monotonic() + 1.5
 
@@ -131,7 +132,8 @@ class Progress:
             self._next = time.monotonic() + (0.5 if self._live else 10)
 
     def _show(self) -> None:
-        line = f"{self._what}: {self._done:,} of {self._total:,} pictures"
+        of = f" of {self._total:,}" if self._total else ""  # 0 is not known
+        line = f"{self._what}: {self._done:,}{of} {self._unit}"
         print(line, end="\r" if self._live else "\n", file=sys.stderr, flush=True)
         self._shown = True
 
