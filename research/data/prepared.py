@@ -75,7 +75,7 @@ def cut(data, pool: clean.Pool) -> clean.Judged:
         cuts = [name for name, fraction in fractions.items() if fraction and name not in parts]
         classes, digests = len(pool.class_names), pool.findings.digests
         counts = np.bincount(pool.labels[parts["train"]], minlength=classes)
-        unread = np.array([problem["label"] for problem in pool.problems], np.int32)
+        unread = np.array([p["label"] for p in pool.problems if p["label"] >= 0], np.int32)
         before = np.bincount(np.concatenate([pool.labels, unread]), minlength=classes)
         errors = splits.too_small(counts, before, pool.class_names, cuts, pool.place, pool.words)
         errors += splits.group_errors(parts, cuts, pool, pool.words)

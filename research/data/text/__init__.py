@@ -1,0 +1,1 @@
+"""Texts: their store, their tokens and their batches."""
