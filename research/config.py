@@ -113,7 +113,9 @@ def _own_options(section: str, name: str) -> dict[str, Any]:
     if section == "task":
         return options_of(find_module("tasks", name).build)
     if section == "data":
-        return options_of(find_builder(name).locate)
+        builder = find_builder(name)  # of pictures, of texts, or of both
+        found = [getattr(builder, kind, None) for kind in ("locate", "locate_text")]
+        return {k: v for locate in found if locate for k, v in options_of(locate).items()}
     optim = importlib.import_module("research.engine.optim")
     return optim.optimizer_options(name) if section == "optimizer" else optim.schedule_options(name)
 

@@ -1,49 +1,48 @@
-"""Cleaning: what was found in the pictures, what the config's policies do about it, and the splits that come out.
+"""Cleaning: what was found in the examples, what the config's policies do about it, and the splits that come out.
 
-Kinds of finding, each with a policy 'error', 'drop' or 'keep' in data.clean:
+Examples are pictures or texts; `Words` says what they are called and what "the same" means. Kinds of finding, each
+with a policy 'error', 'drop' or 'keep' in data.clean:
 
-    unreadable, shape, nan   the builder could not read it (cannot be kept)
-    blank                    every pixel is the same
-    duplicate                the same pixels as another picture of its split; the first by key stays
-    cross_split              the same pixels as a picture of a more precious split: a test, then validation, then train
-    near_duplicate           nearly the same as another picture of its split
+    unreadable, shape, nan   the builder could not read it (cannot be kept); of texts only unreadable: not UTF-8
+    blank                    every pixel is the same; a text without a character to see
+    long                     a text of more than data.text.longest characters
+    duplicate                the same as another example of its split; the first by key stays
+    cross_split              the same as an example of a more precious split: a test, then validation, then train
+    near_duplicate           nearly the same as another example of its split
     near_cross_split         nearly the same as one of another split; goes by cross_split where near_duplicate is 'drop'
-    label_conflict           the same pixels as a picture with another label; only reported
+    label_conflict           the same as an example with another label; 'drop' leaves out all that are the same
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from research.data.duplicates import Findings, exact_groups
 from research.data.source import PARTS, in_order
+from research.data.words import PICTURES, Words
 
-VERSION = "2"
+VERSION = "3"
 LISTED = 200  # findings of a kind that the report lists
 _SHOWN = 10  # findings of a kind that an error lists
 _MEND = "mend it, or data.clean.{}=drop leaves it out"
-_WORDS = {
-    "blank": "is blank: every pixel is the same",
-    "duplicate": "has the same pixels as",
-    "cross_split": "has the same pixels as",
-    "near_duplicate": "is nearly the same as",
-    "near_cross_split": "is nearly the same as",
-}
 
 
 class Pool(NamedTuple):
-    """All pictures of a source, by what is known of them."""
+    """All examples of a source, by what is known of them."""
 
     place: str
     keys: np.ndarray  # str [N]
     labels: np.ndarray  # int32 [N]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # ('',) where there are no classes
     parts: dict[str, np.ndarray]  # the source's own splits -> indices
     findings: Findings
     problems: list[dict[str, Any]]  # kind, key, detail, label of what could not be read
     groups: np.ndarray | None = None  # str [N], '' for none; None for none at all
+    words: Words = PICTURES
+    pinned: np.ndarray | None = None  # bool [N] of train and never cut from it; None for none
+    long: np.ndarray | None = None  # bool [N] longer than wanted; None where that means nothing
 
 
 class Judged(NamedTuple):
@@ -57,8 +56,8 @@ class Judged(NamedTuple):
 class _Found(NamedTuple):
     """K findings of one kind."""
 
-    numbers: np.ndarray  # int64 [K] of pictures
-    partners: np.ndarray  # int64 [K] of the pictures that they are compared with; -1 for none
+    numbers: np.ndarray  # int64 [K] of examples
+    partners: np.ndarray  # int64 [K] of the examples that they are compared with; -1 for none
     distances: np.ndarray  # float32 [K], 0 for what is equal
 
 
@@ -75,8 +74,10 @@ def judge(pool: Pool, policy: dict[str, str], cut: Cut) -> Judged:
     case = _Case(pool, policy)
     case.note_problems()
     case.note("blank", _found([(i, -1) for i in np.flatnonzero(pool.findings.blank)]))
+    if pool.long is not None:
+        case.note("long", _found([(i, -1) for i in np.flatnonzero(pool.long & case.alive)]))
     groups = exact_groups(pool.findings.digests)
-    case.note("label_conflict", _conflicts(groups, pool.labels))
+    case.note_conflicts(groups)
     if policy["duplicate"] == "drop":  # before the cut, so that fractions are of what is there
         case.note("duplicate", case.duplicates(groups))
     splits, errors = cut(
@@ -93,10 +94,6 @@ def judge(pool: Pool, policy: dict[str, str], cut: Cut) -> Judged:
     return Judged({k: v for k, v in splits.items() if len(v)}, case.render(), case.errors + errors)
 
 
-def _conflicts(groups: Iterable[np.ndarray], labels: np.ndarray) -> _Found:
-    return _found([(i, g[0]) for g in groups for i in g[1:] if labels[i] != labels[g[0]]])
-
-
 def _found(pairs: list[tuple[Any, Any]]) -> _Found:
     """Findings from (number, partner)."""
     numbers, partners = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -104,14 +101,14 @@ def _found(pairs: list[tuple[Any, Any]]) -> _Found:
 
 
 class _Case:
-    """The findings so far, who is still alive, and in which split each picture is."""
+    """The findings so far, who is still alive, and in which split each example is."""
 
     def __init__(self, pool: Pool, policy: dict[str, str]):
         self._pool, self._policy = pool, policy
         self.alive = np.ones(len(pool.labels), bool)
         self.errors: list[str] = []
         self._notes: dict[str, tuple[str, _Found, set[int]]] = {}
-        # Each picture's split as a number of `_names`: the higher, the more precious, but no test more than another.
+        # Each example's split as a number of `_names`: the higher, the more precious, but no test more than another.
         self._names = in_order({*PARTS, *pool.parts})
         self._split = np.zeros(len(pool.labels), np.int16)
         self._by_key = _positions(np.argsort(pool.keys, kind="stable"))
@@ -124,11 +121,17 @@ class _Case:
         # int64 [N]; the lower, the more precious
         self._rank = _positions(np.lexsort((self._by_key, -self._split)))
 
-    def note(self, kind: str, found: _Found, setting: str = "") -> None:
-        """Writes findings down and does what the policy says, which is that of `setting`, or else of the kind."""
+    def note(
+        self, kind: str, found: _Found, setting: str = "", losers: set[int] | None = None
+    ) -> None:
+        """Writes findings down and does what the policy says, which is that of `setting`, or else of the kind.
+
+        Args:
+          losers: who goes where the policy is 'drop'; None is the less precious one of each finding.
+        """
         setting = setting or kind
         policy = self._policy.get(setting, "keep")
-        losers = self._losers(found) if policy == "drop" else set()
+        losers = (self._losers(found) if losers is None else losers) if policy == "drop" else set()
         self._notes[kind] = (policy, found, losers)
         self.alive[list(losers)] = False
         if policy == "error":
@@ -136,16 +139,23 @@ class _Case:
             self.errors += [f"{self._line(kind, found, k)}; {_MEND.format(setting)}" for k in shown]
             self.errors += _more(len(found.numbers), self._pool.place, kind)
 
+    def note_conflicts(self, groups: list[np.ndarray]) -> None:
+        """Equal examples with several labels, each with the first if that has another; nobody knows who is right."""
+        labels = self._pool.labels
+        torn = [g for g in self._living(groups) if (labels[g] != labels[g[0]]).any()]
+        pairs = [(i, g[0]) for g in torn for i in g[1:] if labels[i] != labels[g[0]]]
+        self.note("label_conflict", _found(pairs), losers={int(i) for g in torn for i in g})
+
     def note_problems(self) -> None:
         """Those that could not be read are no longer there: they can only be reported or refused."""
-        for kind in ("unreadable", "shape", "nan"):
+        for kind in self._pool.words.problems:
             details = [p["detail"] for p in self._pool.problems if p["kind"] == kind]
-            if self._policy[kind] == "error":
+            if self._policy.get(kind) == "error":
                 self.errors += [f"{detail}; " + _MEND.format(kind) for detail in details[:_SHOWN]]
                 self.errors += _more(len(details), self._pool.place, kind)
 
     def duplicates(self, groups: list[np.ndarray]) -> _Found:
-        """Equal pictures of one split, each with the first of them."""
+        """Equal examples of one split, each with the first of them."""
         pairs = []
         for group in self._living(groups):
             for split in np.unique(self._split[group]):
@@ -154,7 +164,7 @@ class _Case:
         return _found(pairs)
 
     def crossings(self, groups: list[np.ndarray]) -> _Found:
-        """Equal pictures of several splits, each with the first of the most precious split."""
+        """Equal examples of several splits, each with the first of the most precious split."""
         living = self._living(groups)
         worth = self._worth
         return _found([(i, g[0]) for g in living for i in g if worth[i] < worth[g[0]]])
@@ -174,13 +184,13 @@ class _Case:
 
     def render(self) -> dict[str, dict[str, Any]]:
         found = {}
-        for kind in ("unreadable", "shape", "nan"):
+        for kind in self._pool.words.problems:
             mine = [p for p in self._pool.problems if p["kind"] == kind]
             listed = [
                 {"key": p["key"], "detail": p["detail"], "action": "dropped"} for p in mine[:LISTED]
             ]
             found[kind] = {
-                "policy": self._policy[kind],
+                "policy": self._policy.get(kind, "drop"),
                 "total": len(mine),
                 "dropped": len(mine),
                 "listed": listed,
@@ -213,11 +223,8 @@ class _Case:
 
     def _describe(self, i: int) -> dict[str, str]:
         label = self._pool.class_names[self._pool.labels[i]]
-        return {
-            "key": str(self._pool.keys[i]),
-            "split": self._names[self._split[i]],
-            "label": label,
-        }
+        said = {"key": str(self._pool.keys[i]), "split": self._names[self._split[i]]}
+        return said | {"label": label} if label else said
 
     def _entry(self, found: _Found, k: int, losers: set[int]) -> dict[str, Any]:
         entry: dict[str, Any] = self._describe(found.numbers[k])
@@ -230,8 +237,13 @@ class _Case:
 
     def _line(self, kind: str, found: _Found, k: int) -> str:
         whom = [i for i in (found.numbers[k], found.partners[k]) if i >= 0]
-        first, *rest = ["{key} ({split}, class {label})".format(**self._describe(i)) for i in whom]
-        return " ".join([f"{self._pool.place}: {first}", _WORDS[kind], *rest])
+        first, *rest = [self._named(i) for i in whom]
+        return " ".join([f"{self._pool.place}: {first}", self._pool.words.kinds[kind], *rest])
+
+    def _named(self, i: int) -> str:
+        said = self._describe(i)
+        label = f", class {said['label']}" if "label" in said else ""
+        return f"{said['key']} ({said['split']}{label})"
 
 
 def _positions(order: np.ndarray) -> np.ndarray:
@@ -248,7 +260,9 @@ def _more(total: int, place: str, kind: str) -> list[str]:
 def class_counts(
     splits: dict[str, np.ndarray], labels: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, dict[str, int]]:
-    """Returns split -> class name -> how many."""
+    """Returns split -> class name -> how many; nothing where the only class is ''."""
+    if names == ("",):
+        return {}
     counts = {split: Counter(labels[indices].tolist()) for split, indices in splits.items()}
     return {
         split: {name: count[c] for c, name in enumerate(names)} for split, count in counts.items()

@@ -24,12 +24,12 @@ _BLOCK = 1024
 
 
 class Findings(NamedTuple):
-    """What the pixels alone say; what is done about it is for clean.py to judge."""
+    """What the pixels, or the characters, alone say; what is done about it is for clean.py to judge."""
 
     digests: np.ndarray  # uint8 [N, 16] equal for equal pictures only
     blank: np.ndarray  # bool [N]
     pairs: np.ndarray  # int64 [P, 2] near duplicates that are not exact ones, ascending
-    distances: np.ndarray  # float32 [P] in the root mean square of standardised pixels
+    distances: np.ndarray  # float32 [P] in the root mean square of standardised pixels; 1 - Jaccard
 
 
 def find(images: np.ndarray) -> Findings:
@@ -40,7 +40,7 @@ def find(images: np.ndarray) -> Findings:
     groups = [candidates[group] for group in exact_groups(digest[candidates])]
     later = np.concatenate([group[1:] for group in groups]) if groups else np.zeros(0, np.int64)
     pairs, distances = near_pairs(images, np.setdiff1d(candidates, later))
-    pairs, distances = _spread(pairs, distances, {int(group[0]): group for group in groups})
+    pairs, distances = spread(pairs, distances, {int(group[0]): group for group in groups})
     ranked = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return Findings(digest, blank, pairs[ranked], distances[ranked])
 
@@ -164,10 +164,10 @@ def _distances(images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return distances
 
 
-def _spread(
+def spread(
     pairs: np.ndarray, distances: np.ndarray, copies: dict[int, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Adds, to each pair whose pictures have copies, the pairs of those copies."""
+    """Adds, to each pair whose members have copies, the pairs of those copies."""
     several = np.isin(pairs, list(copies)).any(1)
     spread, repeated = [pairs[~several]], [distances[~several]]
     for (a, b), distance in zip(pairs[several].tolist(), distances[several], strict=True):

@@ -1,6 +1,7 @@
 """What a builder hands over: where a source of pictures is, what marks its state, and how it is read.
 
-A builder is a module of research/data/builders with one function, `locate(data, *, option=default) -> Source`.
+A builder is a module of research/data/builders with a function `locate(data, *, option=default) -> Source`, or one
+for texts, `locate_text` (text/source.py), or both.
 It is cheap (it looks at file names, sizes and times), so that a prepared data set is found again in
 milliseconds; `Source.open` may be slow. A source may bring parts: 'train' and perhaps 'validation' and 'test',
 and any number of further tests, 'test_NAME', which are measured at the end like 'test'.

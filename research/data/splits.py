@@ -1,9 +1,9 @@
-"""Splits: stratified by class, and hung on the pictures themselves.
+"""Splits: stratified by class, and hung on the examples themselves.
 
-Each picture draws a ticket, a hash of (seed, purpose, its pixels), and in each class the lowest tickets
-are taken. So the splits depend on neither names nor the file system's order, other pictures hardly move
-when some are added, and exact copies of a picture hold the same ticket and go the same way (except at
-the very edge). Pictures of one group go the same way always: the ticket is drawn from the group's name.
+Each example draws a ticket, a hash of (seed, purpose, its pixels or text), and in each class the lowest tickets
+are taken. So the splits depend on neither names nor the file system's order, other examples hardly move
+when some are added, and exact copies of an example hold the same ticket and go the same way (except at
+the very edge). Examples of one group go the same way always: the ticket is drawn from the group's name.
 """
 
 import hashlib
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from research.data.words import PICTURES, Words
 
 _LISTED = 10
 
@@ -24,15 +26,17 @@ def make_splits(
     validation_fraction: float,
     test_fraction: float,
     groups: np.ndarray | None = None,
+    pinned: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Cuts test, then validation, from 'train', where the source has none of its own.
 
     Args:
       parts: the source's own parts, 'train' at least -> indices.
-      labels: [N] of all pictures; digests: uint8 [N, 16] of their pixels.
+      labels: [N] of all examples; digests: uint8 [N, 16] of their pixels or text.
       keys: [N], which decide between equal tickets.
       validation_fraction: of what is left of train after test has been cut; 0 cuts none.
-      groups: str [N]; pictures of one group are not parted; '' is a group of its own.
+      groups: str [N]; examples of one group are not parted; '' is a group of its own.
+      pinned: bool [N], what is not cut from train, nor counted when a fraction of train is taken; None for none.
 
     Returns:
       split -> int64 indices, sorted; without splits that are empty.
@@ -41,36 +45,49 @@ def make_splits(
     for name, fraction in (("test", test_fraction), ("validation", validation_fraction)):
         if name in parts or not fraction:
             continue
-        rest = splits["train"]
+        whole = splits["train"]
+        kept = np.zeros(len(whole), bool) if pinned is None else pinned[whole]
+        rest = whole[~kept]
         names = np.zeros(len(rest), str) if groups is None else groups[rest]
         order = _tickets(digests[rest], [str(keys[i]) for i in rest], names, f"{name} {seed}")
         taken = stratified(labels[rest], order, fraction, _numbers(names, keys[rest]))
-        splits[name], splits["train"] = rest[taken], rest[~taken]
+        splits[name], splits["train"] = rest[taken], np.r_[rest[~taken], whole[kept]]
     return {name: np.sort(indices) for name, indices in splits.items() if len(indices)}
 
 
 def too_small(
-    counts: np.ndarray, before: np.ndarray, names: Sequence[str], cuts: list[str], place: str
+    counts: np.ndarray,
+    before: np.ndarray,
+    names: Sequence[str],
+    cuts: list[str],
+    place: str,
+    words: Words = PICTURES,
 ) -> list[str]:
     """Returns a line for each class that is lost, or cannot be split.
 
     Args:
-      counts: [C] pictures in train; before: [C] the same before cleaning; names: [C].
+      counts: [C] examples in train; before: [C] the same before cleaning; names: [C], '' for no classes.
       cuts: the splits that are to be cut from train.
     """
-    mend = "add pictures of it, or take the class out"
+    mend = f"add {words.many} of it, or take the class out"
+    if tuple(names) == ("",):
+        few = counts[0] == 1 and cuts
+        left = f"there is one {words.one}, which can't be shared with {' and '.join(cuts)}"
+        return [f"{place}: {left}; add {words.many}"] if few else []
     lost = [
-        f"{place}: class '{names[c]}' has no picture left to train on; {mend}"
+        f"{place}: class '{names[c]}' has no {words.one} left to train on; {mend}"
         for c in np.flatnonzero((counts == 0) & (before > 0)).tolist()
     ]
     single = [
-        f"{place}: class '{names[c]}' has one picture, which can't be shared with {' and '.join(cuts)}; {mend}"
+        f"{place}: class '{names[c]}' has one {words.one}, which can't be shared with {' and '.join(cuts)}; {mend}"
         for c in np.flatnonzero(counts == 1).tolist()
     ]
     return lost + (single if cuts else [])
 
 
-def group_errors(parts: dict[str, np.ndarray], cuts: list[str], pool: Any) -> list[str]:
+def group_errors(
+    parts: dict[str, np.ndarray], cuts: list[str], pool: Any, words: Words = PICTURES
+) -> list[str]:
     """Returns a line for each group that lies in several of the source's own parts, or is all that a class has.
 
     Args:
@@ -92,9 +109,10 @@ def group_errors(parts: dict[str, np.ndarray], cuts: list[str], pool: Any) -> li
     for c, label in enumerate(pool.class_names):
         held = groups[train[pool.labels[train] == c]]
         if len(held) > 1 and held[0] and (held == held[0]).all():
+            whose = f"class '{label}' has one group" if label else "all are of one group"
             errors.append(
-                f"{pool.place}: class '{label}' has one group, '{held[0]}', which can't be shared with "
-                f"{' and '.join(cuts)}; add pictures of other groups"
+                f"{pool.place}: {whose}, '{held[0]}', which can't be shared with "
+                f"{' and '.join(cuts)}; add {words.many} of other groups"
             )
     return errors if len(errors) <= _LISTED else [*errors[:_LISTED], f"{pool.place}: ... and more"]
 

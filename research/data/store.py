@@ -3,24 +3,20 @@
     store = prepare(config.data)
     store.images[store.splits["train"][:10]]  # uint8 [10, H, W, C]
 
-Two folders in the cache make it up. SOURCE-<hash> holds what the source's files and the picture shape decide: TFDS
-records, the arrays made from them, digests and near duplicates. Below it splits-<hash> holds what the policies,
-fractions and the seed decide. Each is built beside its place and renamed, so it is whole or not there.
+The folder SOURCE-<hash> of the cache (see prepared.py) holds TFDS records, the arrays made from them, digests and
+near duplicates; the shape of the pictures is part of its name. Below it lie the splits.
 """
 
-import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.config import find_builder, options_of
-from research.data import cache, clean, splits
+from research.data import clean, prepared
 from research.data.duplicates import Findings, find
 from research.data.source import Source, in_order
-from research.errors import UserError, UserErrors
+from research.errors import UserErrors
 
 _FORMAT = "2"  # of the folders' content
 
@@ -65,15 +61,10 @@ def prepare(data) -> Store:
         meta["problems"],
         arrays["groups"],
     )
-    wanted = {
-        "version": clean.VERSION,
-        "seed": data.split_seed,
-        "validation": data.validation_fraction,
-        "test": data.test_fraction,
-        "clean": {kind: data.clean[kind] for kind in sorted(data.clean)},
-    }
-    cut = cache.built(
-        folder / f"splits-{_hash(wanted)}",
+    cut = prepared.splits_folder(
+        folder,
+        data,
+        {},
         lambda temporary: _write_splits(temporary, data, pool, arrays["images"]),
     )
     return _normalised(_store(pool, arrays["images"], cut), data)
@@ -91,14 +82,7 @@ def record_source(data) -> Any:
 
 def _built(data) -> tuple[Source, Path]:
     """Finds the source and sees to it that its folder is there."""
-    try:
-        builder = find_builder(data.name)
-    except UserError as error:
-        raise UserError(f"data.name: {error}") from error
-    options = {
-        name: data.get(name, default) for name, default in options_of(builder.locate).items()
-    }
-    source = builder.locate(data, **options)
+    source, options = prepared.locate(data, "locate")
     state = [
         _FORMAT,
         source.name,
@@ -108,13 +92,8 @@ def _built(data) -> tuple[Source, Path]:
         data.channels,
         options,
     ]
-    plain = source.name.replace(":", "-").replace("/", "-")
-    folder = cache.root(data.cache_dir) / f"{plain}-{_hash(state)}"
-    return source, cache.built(folder, lambda temporary: _write_source(temporary, source))
-
-
-def _hash(state: Any) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+    build = lambda temporary: _write_source(temporary, source)  # noqa: E731
+    return source, prepared.source_folder(data, source, state, build)
 
 
 def _write_source(folder: Path, source: Source) -> None:
@@ -128,7 +107,7 @@ def _write_source(folder: Path, source: Source) -> None:
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
+    with prepared.reading(folder):
         meta = json.loads((folder / "meta.json").read_text())
         arrays = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r")
@@ -137,52 +116,12 @@ def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         arrays |= {name: np.asarray(arrays[name]) for name in ("labels", "keys", "groups")}
         with np.load(folder / "findings.npz") as findings:
             return meta, arrays | dict(findings)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(folder, error) from error
-
-
-def _damaged(folder: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{folder}: the prepared data is damaged ({error}); delete this folder, it is built again"
-    )
 
 
 def _write_splits(folder: Path, data, pool: clean.Pool, images: np.ndarray) -> None:
-    def cut(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-        fractions = {"test": data.test_fraction, "validation": data.validation_fraction}
-        cuts = [name for name, fraction in fractions.items() if fraction and name not in parts]
-        classes, digests = len(pool.class_names), pool.findings.digests
-        counts = np.bincount(pool.labels[parts["train"]], minlength=classes)
-        unread = np.array([problem["label"] for problem in pool.problems], np.int32)
-        before = np.bincount(np.concatenate([pool.labels, unread]), minlength=classes)
-        errors = splits.too_small(counts, before, pool.class_names, cuts, pool.place)
-        errors += splits.group_errors(parts, cuts, pool)
-        made = splits.make_splits(
-            parts,
-            pool.labels,
-            digests,
-            pool.keys,
-            data.split_seed,
-            fractions["validation"],
-            fractions["test"],
-            pool.groups,
-        )
-        return made, errors
-
-    judged = clean.judge(pool, dict(data.clean), cut)
-    if judged.errors:
-        raise UserErrors(judged.errors)
-    if "train" not in judged.splits:
-        raise UserError(
-            f"{pool.place}: cleaning left no picture to train on; look at the data, or at data.clean"
-        )
+    judged = prepared.cut(data, pool)
     mean, std = _moments(images, judged.splits["train"])
-    prints = {
-        name: splits.fingerprint(pool.keys[i], pool.labels[i], pool.findings.digests[i])
-        for name, i in judged.splits.items()
-    }
-    content = [list(images.shape[1:]), pool.class_names, prints]
-    prints["data"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    prints = prepared.fingerprints(pool, judged.splits, [list(images.shape[1:]), pool.class_names])
     report = {
         "name": data.name,
         "place": pool.place,
@@ -214,12 +153,10 @@ def _moments(images: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _store(pool: clean.Pool, images: np.ndarray, folder: Path) -> Store:
-    try:
+    with prepared.reading(folder):
         report = json.loads((folder / "report.json").read_text())
         with np.load(folder / "splits.npz") as saved:
             arrays = dict(saved)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(folder, error) from error
     mean, std = arrays.pop("mean"), arrays.pop("std")
     prints = report["fingerprints"]
     return Store(

@@ -17,8 +17,8 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
+from research.data.layout import Entry, Kind, Listing, check_names, given_path, list_folder
 from research.data.pictures import SUFFIXES, PictureError, is_colour, picture
 from research.data.source import (
     Example,
@@ -26,38 +26,15 @@ from research.data.source import (
     Problem,
     Source,
     in_order,
-    is_test,
     stamp,
     wanted_shape,
 )
 from research.data.table import read_table
-from research.errors import UserError, UserErrors, nearest
+from research.errors import UserError
 
 VERSION = "2"
 _SIZE = 64
-_SPELLINGS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-}
-
-
-class Entry(NamedTuple):
-    """One picture of the user's."""
-
-    path: Path
-    key: str  # the path relative to data.path
-    label: int
-    group: str = ""
-
-
-class Listing(NamedTuple):
-    """All pictures of the user's, by part."""
-
-    class_names: tuple[str, ...]
-    parts: dict[str, list[Entry]]
+_KIND = Kind("pictures", "name a .csv file with the columns path and label")
 
 
 def locate(data) -> Source:
@@ -66,22 +43,13 @@ def locate(data) -> Source:
     Raises:
       UserErrors: the path is missing, or holds no pictures in class folders, or the table is wrong.
     """
-    if not data.path:
-        raise UserError(
-            "data.name=folder: which one? Give it as --config.data.path=DIR (or a .csv or .jsonl file)"
-        )
-    path = Path(data.path).expanduser().absolute()
-    if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(
-            f"data.path={path}: there is no such file or directory{nearest(path.name, beside)}"
-        )
+    path = given_path(data, "Give it as --config.data.path=DIR (or a .csv or .jsonl file)")
     try:
-        listing = _list_folder(path) if path.is_dir() else _list_table(path)
+        listing = list_folder(path, SUFFIXES, _KIND) if path.is_dir() else _list_table(path)
     except OSError as error:
         raise UserError(f"data.path={path}: cannot be listed ({error})") from error
     base = path if path.is_dir() else path.parent
-    _check_names(listing)
+    check_names(listing)
     entries = [entry for part in listing.parts.values() for entry in part]
     files = {entry.path for entry in entries if entry.path.is_file()}
     tables = [] if path.is_dir() else [path, *base.glob("classes.txt")]
@@ -119,45 +87,6 @@ def _open(listing: Listing, data) -> Opened:
     )
 
 
-def _list_folder(path: Path) -> Listing:
-    folders = _subfolders(path)
-    parts = {_SPELLINGS[f.name]: f for f in folders if f.name in _SPELLINGS}
-    if not parts:
-        parts = {"train": path}
-    elif "train" in parts:
-        parts |= {f.name: f for f in folders if is_test(f.name)}
-    else:
-        raise UserError(
-            f"data.path={path}: has a folder '{next(iter(parts.values())).name}', but none named 'train'"
-        )
-    classes = tuple(f.name for f in _subfolders(parts["train"]))
-    errors = [] if classes else [_no_classes(parts["train"])]
-    listed: dict[str, list[Entry]] = {}
-    for part in in_order(parts):
-        listed[part] = []
-        for folder in _subfolders(parts[part]):
-            pictures = [] if folder.name not in classes else _pictures(folder)
-            if folder.name not in classes:
-                errors.append(
-                    f"{folder}: there is no class '{folder.name}' in train{nearest(folder.name, classes)}"
-                )
-            elif not pictures:
-                errors.append(
-                    f"{folder}: no pictures in it{_others(folder)}; they end in {', '.join(SUFFIXES)}"
-                )
-            label = classes.index(folder.name) if folder.name in classes else -1
-            listed[part] += [Entry(p, p.relative_to(path).as_posix(), label) for p in pictures]
-        if classes and not listed[part] and not errors:
-            errors.append(f"{parts[part]}: no class folders in it; fill it or remove it")
-    if len(classes) == 1:
-        errors.append(
-            f"data.path={path}: only one class folder, '{classes[0]}'; two or more are needed"
-        )
-    if errors:
-        raise UserErrors(errors)
-    return Listing(classes, listed)
-
-
 def _list_table(path: Path) -> Listing:
     table = read_table(path)
     listed: dict[str, list[Entry]] = {}
@@ -166,39 +95,3 @@ def _list_table(path: Path) -> Listing:
         listed.setdefault(row.split, []).append(entry)
     ordered = {part: sorted(listed[part], key=lambda e: e.key) for part in in_order(listed)}
     return Listing(table.class_names, ordered)
-
-
-def _check_names(listing: Listing) -> None:
-    """Records hold keys as UTF-8; a name that is not could be written nowhere."""
-    keys = [entry.key for entries in listing.parts.values() for entry in entries]
-    wrong = [key for key in keys if any("\udc80" <= c <= "\udcff" for c in key)]
-    if wrong:
-        raise UserErrors(
-            f"{os.fsencode(key)!r}: the name is not UTF-8; rename it" for key in wrong[:10]
-        )
-
-
-def _subfolders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    found = []
-    for base, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(base, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")
-        ]
-    return sorted(found)
-
-
-def _no_classes(path: Path) -> str:
-    if not any(path.iterdir()):
-        return f"data.path={path}: the folder is empty; it needs a folder for each class, with pictures in it"
-    mend = "put the pictures into a folder for each class, or name a .csv file with the columns path and label"
-    return f"data.path={path}: no class folders in it; {mend}"
-
-
-def _others(folder: Path) -> str:
-    endings = sorted({p.suffix or p.name for p in folder.rglob("*") if p.is_file()})
-    return f" (only {', '.join(endings[:5])})" if endings else ""

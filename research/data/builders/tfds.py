@@ -1,6 +1,6 @@
-"""Any picture data set of the tensorflow-datasets catalog: data.name='tfds:cifar10', 'tfds:NAME/CONFIG'.
+"""Any data set of pictures or texts of the tensorflow-datasets catalog: data.name='tfds:cifar10', 'tfds:NAME/CONFIG'.
 
-Building a catalog data set encodes pictures with TensorFlow and downloads them; reading a copy that exists needs
+Building a catalog data set mostly needs TensorFlow, and downloads it; reading a copy that exists needs
 neither. Copies are looked for in `data.path`, else in the cache's folder `tfds`.
 """
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from research.data import cache
 from research.data.source import PARTS, Example, Opened, Source, stamp, wanted_shape
+from research.data.text.source import TextSource
+from research.data.text.tfds import read_copy
 from research.errors import UserError, nearest
 
 VERSION = "1"
@@ -22,14 +24,42 @@ _SIZE = 64  # of pictures that differ in size, where data.image_size does not sa
 
 def locate(data) -> Source:
     """Returns the source that `data.name`, 'tfds:NAME', names, and builds it first if there is no copy."""
-    _, _, name = data.name.partition(":")
-    if not name:
-        raise UserError(f"data.name={data.name}: which data set? Name it as in tfds:cifar10")
-    return locate_catalog(data, name)
+    return locate_catalog(data, _name(data))
+
+
+def locate_text(data, *, text_feature: str = "", label_feature: str = "") -> TextSource:
+    """As `locate`, of texts.
+
+    Args:
+      text_feature, label_feature: which of its features are read; '' is what the data set itself says is its input and
+        its label, or its only text.
+    """
+    name = _name(data)
+    folder, mark = _copy(data, name)
+    return TextSource(
+        f"tfds:{name}",
+        VERSION,
+        str(folder),
+        mark,
+        lambda labelled: read_copy(folder, name, text_feature, label_feature, labelled),
+    )
 
 
 def locate_catalog(data, name: str) -> Source:
-    """As `locate`, by a name of the catalog.
+    """As `locate`, by a name of the catalog."""
+    folder, mark = _copy(data, name)
+    return Source(f"tfds:{name}", VERSION, str(folder), mark, lambda: _open(folder, name, data))
+
+
+def _name(data) -> str:
+    name = data.name.partition(":")[2]
+    if not name:
+        raise UserError(f"data.name={data.name}: which data set? Name it as in tfds:cifar10")
+    return name
+
+
+def _copy(data, name: str) -> tuple[Path, str]:
+    """Returns the folder of a copy, built if there is none, and a mark of its state.
 
     Raises:
       UserError: there is no such data set, no copy and no TensorFlow to make one, or a copy that only TensorFlow reads.
@@ -49,13 +79,7 @@ def locate_catalog(data, name: str) -> Source:
         mend = "build it with file_format='array_record', or name another data.path"
         raise UserError(f"{folder}: holds {written} files, which only TensorFlow reads; {mend}")
     files = [file for file in folder.iterdir() if file.is_file()]
-    return Source(
-        f"tfds:{name}",
-        VERSION,
-        str(folder),
-        stamp(files, folder),
-        lambda: _open(folder, name, data),
-    )
+    return folder, stamp(files, folder)
 
 
 def _find(base: Path, name: str) -> Path | None:
