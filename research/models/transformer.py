@@ -27,7 +27,11 @@ from research.ops.rotary import angles, frequencies
 from research.ops.segments import count_positions, last_token, pool
 
 # Parameter paths from the tokens to the output; numbers count within a pattern.
-LAYERS = (r"(embed|position|type|embed_norm)/", r"block_(\d+)/", r"(norm|pooler|mlm|head)/")
+LAYERS = (
+    r"(?:embed|position|type|embed_norm)/",
+    r"block_(\d+)/",
+    r"(?:norm|pooler|mlm|head)/",
+)
 POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
