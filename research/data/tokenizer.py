@@ -10,7 +10,6 @@ for name, content in tokenizer.to_files().items(): ...           # transformers.
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +158,6 @@ class Tokenizer:
     def _built(self):
         from tokenizers import AddedToken, Tokenizer
 
-        _quiet_forks()
         try:
             rust = Tokenizer.from_str(self._files[folders.MAIN])
         except Exception as error:  # the library raises no narrower one
@@ -280,14 +278,3 @@ def piece_bytes(text: str, offsets: np.ndarray) -> np.ndarray:
     ends = np.maximum.accumulate(offsets[:, 1])
     ends[-1] = len(text)
     return np.diff(upto[ends], prepend=0).astype(np.int32)
-
-
-@functools.cache
-def _quiet_forks() -> None:
-    """Keeps tokenizing in parallel here, and safe and silent in children of a fork, whose threads are gone."""
-    name = "TOKENIZERS_PARALLELISM"
-    if name not in os.environ:
-        os.register_at_fork(
-            before=lambda: os.environ.__setitem__(name, "false"),
-            after_in_parent=lambda: os.environ.pop(name, None),
-        )
