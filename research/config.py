@@ -44,6 +44,7 @@ NAMED = ("task", "model", "data", "optimizer", "optimizer.schedule")
 
 # As config.model.name: the model that config.pretrained.source's own config.json describes.
 PRETRAINED = "pretrained"
+ALWAYS = ("model.name", "pretrained.naming")  # of what it says, also where a config has its own
 
 
 # Of what a default does not show.
@@ -145,9 +146,11 @@ def resolve(
     if texts.get("model.name", given.get("model.name")) == PRETRAINED:
         source = texts.get("pretrained.source", given.get("pretrained.source", ""))
         try:
-            described = {f"model.{key}": value for key, value in _described(source).items()}
+            described = _described(source)
             texts.pop("model.name", None)
-            given |= described | {k: v for k, v in given.items() if k != "model.name"}
+            if given.get("pretrained.naming"):
+                described.pop("pretrained.naming")
+            given = {**described, **given, **{k: described[k] for k in ALWAYS if k in described}}
         except UserError as error:
             errors += str(error).splitlines()
     schema = flatten(defaults().to_dict())
@@ -188,9 +191,13 @@ def resolve(
 
 
 def _described(source: str) -> dict[str, Any]:
-    """What the folder that a source names says of its model: its name here, and its options."""
-    folder = importlib.import_module("research.transfer.hf.configs")
-    return folder.model_of(source)
+    """What the folder that a source names says of its model: its name here, its options, whose names it has."""
+    configs = importlib.import_module("research.transfer.hf.configs")
+    about = configs.about(source)
+    options = configs.model_of(source) | {"vocabulary": about.vocab_size}
+    return {f"model.{key}": value for key, value in options.items()} | {
+        "pretrained.naming": about.naming
+    }
 
 
 def as_trained(config: FrozenConfigDict, workdir: Path) -> FrozenConfigDict:

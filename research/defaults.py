@@ -255,6 +255,8 @@ RANGES: dict[str, Range] = {
     "train.ema": _fraction,
     "task.label_smoothing": _fraction,
     "task.top_k": at_least(1),
+    "task.objective": one_of("causal", "masked"),
+    "task.mask_rate": Range(lambda value: 0 < value < 1, "between 0 and 1"),
     "optimizer.learning_rate": at_least(0),
     "optimizer.weight_decay": at_least(0),
     "optimizer.clip_norm": at_least(0),

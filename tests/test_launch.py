@@ -461,3 +461,13 @@ def test_resume_starts_from_another_run(launch, small, tmp_path):
     ]
     assert min(steps) == 32 and max(steps) == 40
     assert json.loads((longer / "run.json").read_text())["sessions"][0]["first_step"] == 30
+
+
+def test_options_of_the_task_reach_it(launch, small, tmp_path):
+    losses = []
+    for smoothing in (0.0, 0.9):
+        workdir = tmp_path / str(smoothing)
+        flags = [f"--workdir={workdir}", f"--config.task.label_smoothing={smoothing}"]
+        assert launch(*small, *flags, "--config.train.duration=steps=4") == 0
+        losses.append(json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] != losses[1]

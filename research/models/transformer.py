@@ -59,6 +59,7 @@ class Model(nn.Module):
     head: str  # 'classify', 'lm' or 'mlm'
     dtype: Any
     axis_name: str | None
+    vocabulary: int = 0  # rows of the embedding, where weights bring more than vocab_size; 0: so many
     width: int = 256
     depth: int = 6
     heads: int = 8
@@ -136,7 +137,7 @@ class Model(nn.Module):
             places = cache["index"] + places
         elif positions is None:
             positions = places[None] if segments is None else count_positions(segments)
-        embed = self._table("embed", self.vocab_size)
+        embed = self._table("embed", self._rows)
         x = named(self, "embedded", self._embed(embed(tokens), positions, keys))
         x, cache = self._blocks(x, self._contexts(places, real, positions, cache), keys, cache)
         if last and self.head != "classify":
@@ -282,18 +283,22 @@ class Model(nn.Module):
         """x [B, T, D] -> logits [B, T, V]."""
         bias = None
         if self.head == "mlm":
-            x, bias = MaskedHead(self._options(), self.vocab_size, name="mlm")(x)
+            x, bias = MaskedHead(self._options(), self._rows, name="mlm")(x)
         # Two axes, for the sake of the gradient; see research/ops/dense.py.
         flat = x.reshape(-1, self.width)
         if self.tied:
             logits = embed.attend(flat)
         else:
-            logits = Dense(self.vocab_size, normal(), self.dtype, False, name="head")(flat)
+            logits = Dense(self._rows, normal(), self.dtype, False, name="head")(flat)
         logits = logits.astype(jnp.float32)
         logits = logits if bias is None else logits + bias
         if self.logit_softcap:
             logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
-        return logits.reshape(*x.shape[:-1], self.vocab_size)
+        return logits.reshape(*x.shape[:-1], self._rows)
+
+    @property
+    def _rows(self) -> int:
+        return self.vocabulary or self.vocab_size
 
     def _table(self, name: str, rows: int) -> nn.Embed:
         return nn.Embed(rows, self.width, self.dtype, embedding_init=normal(), name=name)

@@ -134,7 +134,9 @@ def make_task(config: Any, layout: Any) -> Any:
     from research.errors import UserErrors
     from research.transfer import lora
 
-    task = find_module("tasks", config.task.name).build(config, axis_name=layout.axis_name)
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    found = find_module("tasks", config.task.name)
+    task = found.build(config, axis_name=layout.axis_name, **options)
     adapted = lora.adapt(task, config.lora)
     if config.lora.rank:
         key = jax.random.key(0)

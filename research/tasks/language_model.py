@@ -47,10 +47,6 @@ def build(
     Raises:
       UserErrors: the data or the tokenizer cannot be had, or the model does not fit them.
     """
-    if objective not in OBJECTIVES:
-        raise UserError(
-            f"config.task.objective is {objective!r}, but must be one of {', '.join(OBJECTIVES)}"
-        )
     data, tokenizer = texts.with_tokenizer(config, labelled=False)
     rows = batches.language_model(
         data,
