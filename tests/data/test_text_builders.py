@@ -269,7 +269,7 @@ def test_many_wrong_lines_are_counted(table):
 def test_rows_that_are_not_utf8_can_be_left_out(table):
     rows = b"".join(b"text %d is %d,%s\n" % (i, i * i, b"ab"[i % 2 : i % 2 + 1]) for i in range(12))
     for name, good, bad in (
-        ("t.csv", b"text,label\n" + rows, b"\xff\xfe,a\n"),
+        ("t.csv", b"\xef\xbb\xbftext,label\n" + rows, b"\xff\xfe,a\n"),
         (
             "t.jsonl",
             b"".join(b'{"text": "t %d", "label": %d}\n' % (i, i % 2) for i in range(12)),

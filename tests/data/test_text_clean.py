@@ -91,9 +91,9 @@ def test_near_duplicates_are_those_of_all_pairs_compared():
         "日本語の文章です!",
     ]
     expected = brute_force(texts)
-    found = duplicates.find(texts)
+    found, crowded = duplicates.find(texts)
     assert {tuple(pair) for pair in found.pairs.tolist()} == set(expected)
-    assert len(expected) > 40
+    assert len(expected) > 40 and crowded == 0
     for pair, distance in zip(found.pairs.tolist(), found.distances, strict=True):
         assert distance == pytest.approx(1 - expected[tuple(pair)], abs=1e-6)  # float32
     assert found.blank.nonzero()[0].tolist() == [texts.index("")]
@@ -105,7 +105,23 @@ def test_long_texts_are_compared_whole():
     letters = [chr(c) for c in range(0x4E00, 0x4E00 + 300)]  # many, or any two share most pieces
     other, long, more = ("".join(rng.choices(letters, k=n)) for n in (60_000, 60_000, 6_000))
     texts = [other, long, long[:-6_000] + more]
-    assert duplicates.find(texts).pairs.tolist() == list(map(list, brute_force(texts))) == [[1, 2]]
+    assert (
+        duplicates.find(texts)[0].pairs.tolist() == list(map(list, brute_force(texts))) == [[1, 2]]
+    )
+
+
+def test_a_crowd_is_not_measured_pair_by_pair_and_said(store):
+    texts = sentences(9, 20)
+    crowd = [
+        f"the door number {i} of the long corridor was opened at night by nobody"
+        for i in range(250)
+    ]
+    found, crowded = duplicates.find(texts + crowd)
+    assert crowded == 250 - duplicates.PARTNERS
+    assert len(found.pairs) < 250 * duplicates.PARTNERS
+    assert set(found.pairs.ravel().tolist()) == set(range(20, 270)), "each of them is found"
+    got = store(rows_of(texts + crowd), near_duplicate="drop", label_conflict="keep")
+    assert got.report["found"]["near_duplicate"]["crowded"] == crowded
 
 
 @pytest.mark.parametrize(
