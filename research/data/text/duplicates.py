@@ -7,8 +7,9 @@ space. One word changed in a sentence of twenty, another ending, another case, a
 The search is MinHash with locality-sensitive hashing (A. Broder, On the resemblance and containment of documents, 1997;
 P. Indyk and R. Motwani, Approximate nearest neighbors, 1998), from the library datasketch. Bands of five values out of
 125 find a pair of similarity NEAR with a chance of 99.995%. What they find is then measured exactly. Nothing is
-sampled: the time grows with the number of distinct pieces. Of more than MOST texts in one heap of near duplicates, each
-is compared with the MOST latest before it only.
+sampled: the time grows with the number of distinct pieces. But in a crowd of texts alike (a log, one template filled in
+again and again) not all pairs can be measured: a text that looks like PARTNERS before it, or was held against CROWD, is
+not held against later ones. How many there are is told.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from research.data.source import Progress
 
 NEAR = 0.8  # Jaccard similarity
 PIECE = 5  # characters
-MOST = 1000
+PARTNERS, CROWD = 100, 1000
 _BANDS, _ROWS = 25, 5
 # The estimate's standard deviation at NEAR is sqrt(0.8 * 0.2 / 125) = 0.036: nothing is lost five of them below.
 _ESTIMATE = 0.6
@@ -31,14 +32,14 @@ _BLOCK = 16384  # pieces hashed at a time: 8 MB
 _SPACE = re.compile(r"\s+")
 
 
-def find(texts: Sequence[str], said: Callable[[str], str] = str) -> Findings:
+def find(texts: Sequence[str], said: Callable[[str], str] = str) -> tuple[Findings, int]:
     """Looks through all texts.
 
     Args:
       said: text -> what of it is compared nearly, and may be blank.
 
     Returns:
-      Findings, whose distances are 1 - Jaccard.
+      Findings, whose distances are 1 - Jaccard; how many texts stood in a crowd.
     """
     digest = digests(texts)
     blank = np.array([not said(text).strip() for text in texts], bool)
@@ -46,10 +47,10 @@ def find(texts: Sequence[str], said: Callable[[str], str] = str) -> Findings:
     # Of equal texts only the first is compared; what is found then holds for each of its copies.
     groups = [candidates[group] for group in exact_groups(digest[candidates])]
     later = np.concatenate([group[1:] for group in groups]) if groups else np.zeros(0, np.int64)
-    pairs, distances = near_pairs(texts, np.setdiff1d(candidates, later), said)
+    pairs, distances, crowded = near_pairs(texts, np.setdiff1d(candidates, later), said)
     pairs, distances = spread(pairs, distances, {int(group[0]): group for group in groups})
     ranked = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return Findings(digest, blank, pairs[ranked], distances[ranked])
+    return Findings(digest, blank, pairs[ranked], distances[ranked]), crowded
 
 
 def digests(texts: Iterable[str]) -> np.ndarray:
@@ -60,25 +61,28 @@ def digests(texts: Iterable[str]) -> np.ndarray:
 
 def near_pairs(
     texts: Sequence[str], rows: np.ndarray, said: Callable[[str], str] = str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Finds near duplicates among some of the texts.
 
     Args:
       rows: int64 [R], which of them.
 
     Returns:
-      pairs int64 [P, 2] of numbers of texts, the smaller first; distances float32 [P], 1 - Jaccard.
+      pairs int64 [P, 2] of numbers of texts, the smaller first; distances float32 [P], 1 - Jaccard; how many
+      texts stood in a crowd.
     """
     held = lru_cache(4096)(lambda i: pieces(said(texts[i])))
     found, distances = [], []
-    for i, j in _candidates(rows.tolist(), held):
+    crowded: list[int] = []
+    for i, j in _candidates(rows.tolist(), held, crowded):
         a, b = held(i), held(j)
         shared = len(np.intersect1d(a, b, assume_unique=True))
         union = len(a) + len(b) - shared
         if shared >= NEAR * union:
             found.append((min(i, j), max(i, j)))
             distances.append(1 - shared / union)
-    return np.array(found, np.int64).reshape(-1, 2), np.array(distances, np.float32)
+    pairs = np.array(found, np.int64).reshape(-1, 2)
+    return pairs, np.array(distances, np.float32), len(crowded)
 
 
 def pieces(text: str) -> np.ndarray:
@@ -101,8 +105,10 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _candidates(rows: list[int], held: Callable[[int], np.ndarray]) -> Iterable[tuple[int, int]]:
-    """Yields pairs that share a band, are of like size and look alike by all their values."""
+def _candidates(
+    rows: list[int], held: Callable[[int], np.ndarray], crowded: list[int]
+) -> Iterable[tuple[int, int]]:
+    """Yields pairs that share a band, are of like size and look alike by all their values; notes the crowded."""
     from datasketch import MinHash, MinHashLSH
 
     width = _BANDS * _ROWS
@@ -117,13 +123,15 @@ def _candidates(rows: list[int], held: Callable[[int], np.ndarray]) -> Iterable[
             low = mine[start : start + _BLOCK] & np.uint64(0xFFFFFFFF)
             sketch.update_batch(low.tolist())
         values[k], sizes[k] = sketch.hashvalues, len(mine)
-        others = np.array(sorted(index.query(sketch))[-MOST:], np.int64)
-        index.insert(k, sketch, check_duplication=False)
-        if len(others):
-            alike = (values[others] == values[k]).mean(1) >= _ESTIMATE
-            least = np.minimum(sizes[others], sizes[k])
-            alike &= least >= NEAR * np.maximum(sizes[others], sizes[k])
-            for other in others[alike].tolist():
-                yield row, rows[other]
+        others = np.array(sorted(index.query(sketch)), np.int64)
+        alike = (values[others] == values[k]).mean(1) >= _ESTIMATE
+        least = np.minimum(sizes[others], sizes[k])
+        alike &= least >= NEAR * np.maximum(sizes[others], sizes[k])
+        if alike.sum() >= PARTNERS or len(others) >= CROWD:
+            crowded.append(row)
+        else:
+            index.insert(k, sketch, check_duplication=False)
+        for other in others[alike].tolist():
+            yield row, rows[other]
         progress.step()
     progress.close()

@@ -173,11 +173,12 @@ def _write_source(folder: Path, source: TextSource, form: str, labelled: bool) -
         "characters": np.array(reading.characters, np.int64),
     }
     chat = bool(reading.chat)
-    found = duplicates.find(texts.load(folder), partial(spoken, chat=chat))
+    found, crowded = duplicates.find(texts.load(folder), partial(spoken, chat=chat))
     meta = {
         "class_names": names,
         "chat": chat,
         "parts": parts,
+        "crowded": crowded,
         "problems": [
             p._asdict() | {"label": numbers.get(p.label or "", -1)} for p in reading.problems
         ],
@@ -239,6 +240,8 @@ def _write_splits(
     folder: Path, data, pool: clean.Pool, meta: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
     judged = prepared.cut(data, pool)
+    if meta["crowded"]:  # in a crowd not all pairs were measured
+        judged.found["near_duplicate"]["crowded"] = meta["crowded"]
     head = ["chat" if meta["chat"] else "text", list(meta["class_names"])]
     prints = prepared.fingerprints(pool, judged.splits, head)
     report = {
