@@ -170,10 +170,10 @@ def from_model(
     misses = {kind.name: _misses(kind, wanted, head, pad) for kind in kinds}
     name = min(misses, key=lambda key: len(misses[key]))
     if misses[name]:
-        nearest = f"the nearest is {name}, but for" if not model_type else f"{name} has no"
+        nearest = f"model_type {name}" if model_type else f"the nearest, {name},"
         raise UserError(
-            f"--format=hf: transformers has no model with these options; {nearest} {', '.join(misses[name])}; "
-            "change them, or use --format=safetensors"
+            f"--format=hf: transformers has no model with these options; {nearest} differs in "
+            f"{', '.join(misses[name])}; change them, or use --format=safetensors"
         )
     return {
         "architectures": [TYPES[name].heads[head]],
