@@ -296,6 +296,23 @@ def test_half_precision_asks_for_the_rule(ours, tmp_path):
     same_trees(imported.params, rounded)
 
 
+def test_tables_of_other_lengths_are_told_with_the_mend(ours, tmp_path):
+    model = ours("bert")
+    model.write(tmp_path)
+    arrays = formats.read(f"hf:{tmp_path}")
+    for name, rows, words in (
+        (
+            "position_embeddings",
+            30,
+            "'position/embedding' needs [9, 12]; set config.model.context=30",
+        ),
+        ("word_embeddings", 25, "config.tokenizer.name='pretrained'"),
+    ):
+        other = {f"bert.embeddings.{name}.weight": np.ones((rows, 12), np.float32)}
+        (line,) = model.refuses(arrays | other, f"is [{rows}, 12]", words)
+        assert "skip" not in line
+
+
 def test_what_cannot_be_written_is_refused_before_anything_is(ours, tmp_path):
     model = Ours({**BERT, "pool": "mean"}, "classify")
     with pytest.raises(UserError, match="model.pool='mean'"):

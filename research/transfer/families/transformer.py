@@ -89,7 +89,8 @@ def _distilbert(options: dict[str, Any], shapes: Shapes) -> Rows:
 
 
 def _gpt2(options: dict[str, Any], shapes: Shapes) -> Rows:
-    layer, same = r"transformer.h.\1", {}  # kernels are not transposed
+    layer = r"transformer.h.\1"
+    same: dict[int, tuple[int, ...]] = {}  # kernels are not transposed
     fused = tuple(
         Row(rf"{_LAYER}attention/{part}", (rf"{layer}.attn.c_attn",), same, (i, 3))
         for i, part in enumerate(("query", "key", "value"))

@@ -251,12 +251,11 @@ def _misses(kind: ModelType, wanted: Options, head: str, pad: int | None) -> lis
         found = _read(kind, written)
     except Uncovered as error:
         return [*misses, str(error)]
-    left_out = OF_TRAINING if head == "classify" else (*OF_TRAINING, *OF_CLASSES)
-    left_out += ("tied",) if head == "classify" else ()
+    of_head = ("tied",) if head == "classify" else OF_CLASSES
     return misses + [
         f"model.{key}={wanted[key]!r} (it has {found[key]!r})"
         for key in DEFAULTS
-        if key not in left_out and found[key] != wanted[key]
+        if key not in (*OF_TRAINING, *of_head) and found[key] != wanted[key]
     ]
 
 
