@@ -17,6 +17,7 @@ from research.models.layers.norm import Norm
 from research.ops.attention import attend
 from research.ops.dropout import dropout
 from research.ops.rotary import rotate
+from research.ops.slots import write
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -131,8 +132,7 @@ class Attention(nn.Module):
 
         q, k, v = heads("query", o.heads), heads("key", o.kv_heads), heads("value", o.kv_heads)
         if slots is not None:
-            k = _write(slots.keys, k, slots.index)
-            v = _write(slots.values, v, slots.index)
+            k, v = write((slots.keys, slots.values), (k, v), slots.index)
             slots = Slots(k, v, slots.index)
         y, weights = attend(
             q,
@@ -173,8 +173,3 @@ class Mlp(nn.Module):
 def normal(o: Options | None = None) -> Callable:
     """Deviation 0.02, as BERT and GPT-2; over sqrt(2 depth) where a residual branch ends (GPT-2, section 2.3)."""
     return nn.initializers.normal(0.02 if o is None else 0.02 / (2 * o.depth) ** 0.5)
-
-
-def _write(slots: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
-    """Slots [B, K, S, E] with new [B, K, T, E] at `index`: in place where the cache is donated."""
-    return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, 0, index, 0))
