@@ -98,15 +98,15 @@ def generate(
         programs = partial(_start, apply, cache_of, how, tuple(eos)), partial(
             _steps, apply, how, tuple(eos)
         )
-        _run(programs, params, batch, numbers, limits, options, streams, steps)
+        _run(programs, params, batch, numbers, limits, options, context, streams, steps)
         made += [Generated(np.array(s.ids, np.int32), s.reason, s.text) for s in streams]
     return made
 
 
-def _run(programs, params, batch, numbers, limits, options, streams, steps) -> None:
+def _run(programs, params, batch, numbers, limits, options, context, streams, steps) -> None:
     """Feeds the streams until all of them have ended."""
     start, advance = programs
-    slots = _round(batch["tokens"].shape[1] + options.max_tokens, halves=True)
+    slots = _round(batch["tokens"].shape[1] + min(options.max_tokens, context), halves=True)
     fixed = {"numbers": numbers, "limits": limits, "seed": np.uint32(options.seed)}
     if not limits.any():
         return

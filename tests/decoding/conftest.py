@@ -6,9 +6,16 @@ B rows, T tokens, S slots of the cache, D width, H heads.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
-def make(vocab_size, *, width=32, heads=2, depth=2, context=64, seed=0, scale=1.0):
+@pytest.fixture(scope="session")
+def tiny():
+    """tiny(vocab_size, ...) -> params, apply, cache_of; see `make`."""
+    return make
+
+
+def make(vocab_size, *, width=16, heads=2, depth=2, context=64, seed=0, scale=1.0):
     """Returns params, apply, and cache_of; `apply.traces` counts how often it was traced."""
     params = init(vocab_size, width, heads, depth, context, seed, scale)
 
