@@ -181,6 +181,10 @@ def as_trained(config: FrozenConfigDict) -> FrozenConfigDict:
     unused = [("distill.teacher", "")]
     if not config.to_dict().get("lora", {}).get("rank"):
         unused.append(("pretrained.source", ""))
+    if (
+        not config.optimizer.groups
+    ):  # else what the adapter gave may be frozen, and in no checkpoint
+        unused.append(("lora.adapter", ""))
     plain, mistakes = resolve(config, unused)
     if mistakes:
         raise UserErrors(mistakes)

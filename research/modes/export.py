@@ -27,9 +27,13 @@ WEIGHTS = {
         "# network.load_state_dict(state_dict), of the library whose names these are",
     ),
     "keras": ("model.keras", "import keras\nmodel = keras.saving.load_model({path!r})"),
+    "peft": (
+        "adapter_model.safetensors",
+        "import peft\nmodel = peft.PeftModel.from_pretrained(base, {folder!r})  # base: the model that it adapts",
+    ),
 }
 FORMATS = (*WEIGHTS, *PROGRAMS)
-ABOUT, README = "preprocess.json", "README.md"
+ABOUT, README, ADAPTER = "preprocess.json", "README.md", "adapter_config.json"
 CHECKED = 8  # pictures on which a program is compared with the model
 # Of the largest logit. Another compiler sums in another order: some 1e-6. ONNX has float32 for bfloat16: some 1e-2.
 ALLOWED = {"float32": 1e-3, "bfloat16": 1e-1}
@@ -49,6 +53,10 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     naming = _naming(config, format, naming)
     out = _directory(flags.output)
     layout, task, restored = modes.restore(config, path)
+    from research.engine import unmerged
+
+    if format == "peft" and not naming:
+        naming = unmerged.naming_in_memory(config, task)
     model = exported(config, layout, restored.state)
 
     from research.engine.state import params_sha256
@@ -68,7 +76,10 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     try:
         target = staging / _file(format)
-        if format in WEIGHTS:
+        if format == "peft":
+            unmerged.write(staging, config, restored.state, naming)
+            lines = [f"{naming} names"]
+        elif format in WEIGHTS:
             _write_weights(target, format, naming, config, model, about)
             lines = [f"{naming} names"]
         else:
@@ -131,6 +142,7 @@ def _naming(config: Any, format: str, naming: str) -> str:
         "safetensors": (OWN.convention, TORCH, KERAS),
         "torch": (OWN.convention, TORCH),
         "keras": (KERAS,),
+        "peft": (TORCH,),
     }[format]
     there = [n.name for n in namings_of(name) if n.convention in fitting]
     if naming:
@@ -142,6 +154,8 @@ def _naming(config: Any, format: str, naming: str) -> str:
         return naming
     if format == "safetensors":
         return "own"
+    if format == "peft":
+        return _demand_adapters(config, there)
     _demand_built(config, format)
     if config.pretrained.naming in there:
         return config.pretrained.naming
@@ -152,6 +166,19 @@ def _naming(config: Any, format: str, naming: str) -> str:
             f"--format={format}: model {name} has no names in that library; use {rest}--format=safetensors or a program"
         )
     return foreign[0]
+
+
+def _demand_adapters(config: Any, there: list[str]) -> str:
+    """Returns config.pretrained.naming, or '' where that is open; raises UserError if there is nothing to write."""
+    if not config.lora.rank:
+        raise UserError(
+            "--format=peft: the run has no adapters (config.lora.rank=0); use another format"
+        )
+    if not there:
+        raise UserError(
+            f"--format=peft: model {config.model.name} has no names in PyTorch's libraries; use --format=safetensors"
+        )
+    return config.pretrained.naming if config.pretrained.naming in there else ""
 
 
 def _demand_built(config: Any, format: str) -> None:
@@ -175,7 +202,7 @@ def _file(format: str) -> str:
 
 def _use(format: str, path: Path) -> str:
     if format in WEIGHTS:
-        return WEIGHTS[format][1].format(path=str(path))
+        return WEIGHTS[format][1].format(path=str(path), folder=str(path.parent))
     return importlib.import_module(f"research.transfer.programs.{format}").USE.format(
         path=str(path)
     )
@@ -191,7 +218,7 @@ def _directory(text: str) -> Path:
     names = (
         sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.is_dir() else []
     )
-    known = {ABOUT, README, *map(_file, FORMATS)}
+    known = {ABOUT, README, ADAPTER, *map(_file, FORMATS)}
     if names and (not set(names) <= known or "params_sha256" not in _about(out)):
         foreign = [name for name in names if name not in known] or names
         raise UserError(
