@@ -1,0 +1,368 @@
+"""Transformers over tokens: the encoder (BERT), the decoder (GPT-2) and the modern decoder (Llama, Qwen, Gemma).
+
+B examples, T tokens of a row, V vocabulary, D width, H heads, K heads of keys and values, E width of a head,
+L blocks, S slots of a cache.
+
+Parameters:
+
+    embed/embedding [V, D]   position/embedding [context, D]   type/embedding [types, D]   embed_norm/{scale, bias}
+    block_0/{norm1, norm1_post, norm2, norm2_post}/{scale, bias}
+    block_0/attention/{query, key, value, out}/{kernel, bias}, block_0/attention/{query_norm, key_norm}/scale
+    block_0/mlp/{gate, up, down}/{kernel, bias}   ...   norm/{scale, bias}
+    pooler/{kernel, bias}   head/{kernel, bias}   mlm/{dense/{kernel, bias}, norm/{scale, bias}, bias [V]}
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.models.layers import Dense, Dropout, named
+from research.models.layers.block import ACTIVATIONS, Block, Context, Options, Slots, normal
+from research.models.layers.norm import Norm
+from research.ops.attention import visible
+from research.ops.rotary import angles, frequencies
+from research.ops.segments import count_positions, last_token, pool
+
+# Parameter paths from the tokens to the output; numbers count within a pattern.
+LAYERS = (r"(embed|position|type|embed_norm)/", r"block_(\d+)/", r"(norm|pooler|mlm|head)/")
+POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}  # remat -> what is kept for the gradient
+CHOICES = {
+    "head": ("classify", "lm", "mlm"),
+    "norm": ("layer", "rms"),
+    "position": ("learned", "rotary", "none"),
+    "activation": tuple(ACTIVATIONS),
+    "pool": ("first", "mean", "last"),
+    "pooler": ("", "tanh", "relu"),
+    "remat": ("none", *POLICIES),
+}
+
+
+class Model(nn.Module):
+    """Intermediates: 'embedded', 'block0'... 'normed' [B, T, D], 'pooled' [B, D], 'logits'; not of a scan's blocks.
+
+    Raises:
+      ValueError: an option is wrong, or a row is longer than the position table.
+    """
+
+    vocab_size: int
+    outputs: int  # of head 'classify'
+    head: str  # 'classify', 'lm' or 'mlm'
+    dtype: Any
+    axis_name: str | None
+    width: int = 256
+    depth: int = 6
+    heads: int = 8
+    kv_heads: int = 0  # of keys and values (Ainslie et al. 2023); 0: heads
+    head_width: int = 0  # 0: width / heads
+    hidden: int = 0  # 0: 4 width
+    context: int = 256  # rows of the position table; the longest row
+    causal: bool = True  # a token sees itself and earlier ones
+    prenorm: bool = True  # norms at the start of a branch, or after its sum
+    norm: str = "layer"  # or 'rms'
+    norm_epsilon: float = 1e-5
+    norm_offset: bool = False  # the norm's scale is 1 + its parameter
+    norm_after: bool = False  # a further norm at the end of each branch
+    final_norm: bool = True
+    embed_norm: bool = False
+    qk_norm: bool = False  # of queries and keys, head by head
+    position: str = "learned"  # 'rotary' or 'none'
+    position_offset: int = 0  # row of the position table that the first token has
+    rotary_base: float = 10000.0
+    rotary_local_base: float = 0.0  # of windowed blocks, without scaling; 0: as the others
+    rotary_scaling: tuple = ()  # ('linear', factor) or ('llama3', factor, low, high, context)
+    types: int = 0  # rows of a table of token types; every token is of type 0
+    activation: str = "gelu"  # 'gelu_tanh', 'silu', 'relu'
+    gated: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    tied: bool = True  # the output's matrix is the embedding's
+    embed_scale: bool = False  # embeddings times sqrt(width)
+    window: int = 0  # a token sees so many, itself included; 0: all
+    global_every: int = 0  # every so many blocks one without a window
+    attention_scale: float = 0.0  # 0: head_width**-0.5
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    dropout: float = 0.0  # of the embeddings, the residual branches and before the head
+    attention_dropout: float = 0.0  # of the attention's weights
+    pool: str = "mean"  # for 'classify': the mean, the first or the last token
+    pooler: str = ""  # a layer before the head: 'tanh', 'relu'
+    head_bias: bool = True
+    scan: bool = False  # the blocks as one loop: compile time does not grow with depth
+    remat: str = "none"  # kept for the gradient: all, the products with matrices ('dots'), blocks' inputs ('full')
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        train: bool,
+        keys: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        cache: dict[str, Any] | None = None,
+        last: bool = False,
+    ) -> Any:
+        """Logits float32, and with a cache (logits, cache).
+
+        Args:
+          tokens: int32 [B, T].
+          train: whether anything is dropped.
+          keys: typed keys [B] of what is dropped; None = nothing.
+          segments: int [B, T], 1, 2, .. by document in a row, 0 for padding on either side; None = all 1.
+          positions: int [B, T] within the document; None = counted from 0.
+          cache: of `empty_cache`, or what the call before returned. The tokens are appended, to be seen with those
+            before; of segments only 0 counts. Slots that are not there must not be asked for: index + T <= S.
+          last: only the last token of each row, [B, V].
+
+        Returns:
+          [B, outputs] of head 'classify'; [B, T, V] of 'lm' and 'mlm'.
+        """
+        self._check(tokens.shape[1], cache is not None)
+        keys = keys if train else None
+        real, places = segments, jnp.arange(tokens.shape[1])
+        if cache is not None:
+            cache, real, positions = self._extend(cache, tokens, segments, positions)
+            places = cache["index"] + places
+        elif positions is None:
+            positions = places[None] if segments is None else count_positions(segments)
+        embed = self._table("embed", self.vocab_size)
+        x = named(self, "embedded", self._embed(embed(tokens), positions, keys))
+        x, cache = self._blocks(x, self._contexts(places, real, positions, cache), keys, cache)
+        if last and self.head != "classify":
+            x = last_token(x, segments)[:, None]
+        if self.final_norm:
+            x = self._norm("norm", x)
+        x = named(self, "normed", x)
+        if self.head == "classify":
+            logits = self._classify(x, segments, keys)
+        else:
+            logits = self._decode(x, embed)
+            logits = logits[:, 0] if last else logits
+        self.sow("intermediates", "logits", logits)
+        return logits if cache is None else (logits, cache)
+
+    def empty_cache(self, batch_size: int, slots: int) -> dict[str, Any]:
+        """Returns the cache of a row without tokens, for `slots` of them, padding included.
+
+        Its 'keys' and 'values' are L arrays [B, K, S, E] each, so that a donated one is written in place; 'valid'
+        bool and 'positions' int32 [B, S] tell of its tokens; 'index' int32 [] is the slot of the next.
+        """
+        if self.position == "learned":
+            self._check_length(slots)
+        o = self._options()
+
+        def zeros() -> tuple[jax.Array, ...]:
+            shape = (batch_size, o.kv_heads, slots, o.head_width)
+            return tuple(jnp.zeros(shape, self.dtype) for _ in range(self.depth))
+
+        return {
+            "keys": zeros(),
+            "values": zeros(),
+            "valid": jnp.zeros((batch_size, slots), bool),
+            "positions": jnp.zeros((batch_size, slots), jnp.int32),
+            "index": jnp.zeros((), jnp.int32),
+        }
+
+    def _extend(self, cache: dict, tokens: jax.Array, segments: Any, positions: Any) -> tuple:
+        """The cache that knows of the new tokens, their segments [B, T] and their positions [B, T]."""
+        b, t = tokens.shape
+        if t > cache["valid"].shape[1]:
+            raise ValueError(f"{t} tokens do not fit a cache of {cache['valid'].shape[1]} slots")
+        real = jnp.ones((b, t), bool) if segments is None else segments != 0
+        if positions is None:
+            positions = cache["valid"].sum(1, dtype=jnp.int32)[:, None] + jnp.cumsum(real, 1) - 1
+            positions = jnp.where(real, positions, 0).astype(jnp.int32)
+        new = {"valid": real, "positions": jnp.broadcast_to(positions, (b, t)).astype(jnp.int32)}
+        written = {
+            key: jax.lax.dynamic_update_slice(cache[key], value, (0, cache["index"]))
+            for key, value in new.items()
+        }
+        return {**cache, **written}, real.astype(jnp.int32), positions
+
+    def _contexts(self, places: jax.Array, real: Any, positions: jax.Array, cache: Any) -> tuple:
+        """What blocks read that see all, and those with a window."""
+        slots, theirs, seen = places, positions, None if real is None else (real, real)
+        if cache is not None:
+            slots, theirs = jnp.arange(cache["valid"].shape[1]), cache["positions"]
+            seen = (real, cache["valid"].astype(jnp.int32))
+        o = self._options()
+
+        def context(window: int) -> Context:
+            counted = (positions, theirs) if window else None
+            mask = visible(
+                places, slots, causal=self.causal, segments=seen, window=window, positions=counted
+            )
+            if self.position != "rotary":
+                return Context(mask, None)
+            base, scaling = self.rotary_base, self.rotary_scaling
+            if window and self.rotary_local_base:
+                base, scaling = self.rotary_local_base, ()
+            return Context(mask, angles(positions, o.head_width, base=base, scaling=scaling))
+
+        everything = context(0)
+        return everything, context(self.window) if self.window else everything
+
+    def _embed(self, x: jax.Array, positions: jax.Array, keys: Any) -> jax.Array:
+        if self.embed_scale:
+            x = x * jnp.asarray(self.width**0.5, x.dtype)
+        if self.position == "learned":
+            x = x + self._table("position", self.context)(positions + self.position_offset)
+        if self.types:
+            x = x + self._table("type", self.types)(jnp.zeros((1, 1), jnp.int32))
+        if self.embed_norm:
+            x = self._norm("embed_norm", x)
+        return Dropout(self.dropout, name="dropout")(x, keys)
+
+    def _blocks(self, x: jax.Array, contexts: tuple, keys: Any, cache: Any) -> tuple:
+        if self.scan and cache is None:  # a cache's arrays are apart: one loop would copy them
+            return self._scan(x, contexts, keys), None
+        made, index = Block, None if cache is None else cache["index"]
+        if self.remat != "none" and cache is None:
+            made = nn.remat(Block, policy=POLICIES[self.remat])
+        parts: list[Slots] = []
+        for i in range(self.depth):
+            block = made(self._options(), name=f"block_{i}")
+            slots = None if cache is None else Slots(cache["keys"][i], cache["values"][i], index)
+            x, slots = block(x, contexts[self._local(i)], keys, i, slots)
+            x = named(self, f"block{i}", x)
+            parts += [] if slots is None else [slots]
+        if cache is not None:
+            written = {
+                "keys": tuple(p.keys for p in parts),
+                "values": tuple(p.values for p in parts),
+            }
+            cache = {**cache, **written, "index": index + x.shape[1]}
+        return x, cache
+
+    def _scan(self, x: jax.Array, contexts: tuple, keys: Any) -> jax.Array:
+        block, layers = Block(self._options(), parent=None), jnp.arange(self.depth)
+        names = [f"block_{i}" for i in range(self.depth)]
+        if self.is_initializing():
+            made = jax.vmap(lambda key: block.init(key, x, contexts[0])["params"])(
+                jax.random.split(self.make_rng("params"), self.depth)
+            )
+            for i, name in enumerate(names):
+                self.put_variable("params", name, jax.tree.map(lambda leaf, i=i: leaf[i], made))
+        trees = [self.get_variable("params", name) for name in names]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+        def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+            params, i, local = layer
+            context = contexts[0]
+            if contexts[1] is not contexts[0]:
+                context = jax.tree.map(lambda a, b: jnp.where(local, b, a), *contexts)
+            return block.apply({"params": params}, x, context, keys, i)[0], None
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=POLICIES[self.remat], prevent_cse=False)
+        local = jnp.asarray([self._local(i) for i in range(self.depth)])
+        return jax.lax.scan(body, x, (stacked, layers, local))[0]
+
+    def _classify(self, x: jax.Array, segments: Any, keys: Any) -> jax.Array:
+        x = named(self, "pooled", pool(x, segments, self.pool))
+        if self.pooler:
+            x = Dense(self.width, normal(), self.dtype, name="pooler")(x)
+            x = jnp.tanh(x) if self.pooler == "tanh" else nn.relu(x)
+        x = Dropout(self.dropout, name="head_dropout")(x, keys)
+        head = Dense(self.outputs, normal(), self.dtype, self.head_bias, name="head")
+        return head(x).astype(jnp.float32)
+
+    def _decode(self, x: jax.Array, embed: nn.Embed) -> jax.Array:
+        """x [B, T, D] -> logits [B, T, V]."""
+        bias = None
+        if self.head == "mlm":
+            x, bias = MaskedHead(self._options(), self.vocab_size, name="mlm")(x)
+        # Two axes, for the sake of the gradient; see research/ops/dense.py.
+        flat = x.reshape(-1, self.width)
+        if self.tied:
+            logits = embed.attend(flat)
+        else:
+            logits = Dense(self.vocab_size, normal(), self.dtype, False, name="head")(flat)
+        logits = logits.astype(jnp.float32)
+        logits = logits if bias is None else logits + bias
+        if self.logit_softcap:
+            logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
+        return logits.reshape(*x.shape[:-1], self.vocab_size)
+
+    def _table(self, name: str, rows: int) -> nn.Embed:
+        return nn.Embed(rows, self.width, self.dtype, embedding_init=normal(), name=name)
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return Norm(self.norm, self.norm_epsilon, self.norm_offset, name=name)(x)
+
+    def _local(self, i: int) -> bool:
+        """Whether block i has the window."""
+        everywhere = not self.window or (self.global_every and (i + 1) % self.global_every == 0)
+        return not everywhere
+
+    def _options(self) -> Options:
+        width = self.head_width or self.width // self.heads
+        given = {
+            "kv_heads": self.kv_heads or self.heads,
+            "head_width": width,
+            "hidden": self.hidden or 4 * self.width,
+            "attention_scale": self.attention_scale or width**-0.5,
+        }
+        return Options(
+            **{f.name: given.get(f.name, getattr(self, f.name)) for f in fields(Options)}
+        )
+
+    def _check(self, length: int, cached: bool) -> None:
+        for key, choices in CHOICES.items():
+            if (value := getattr(self, key)) not in choices:
+                listed = ", ".join(repr(choice) for choice in choices)
+                raise ValueError(f"model.{key}={value!r} is none of {listed}")
+        if not self.head_width and self.width % self.heads:
+            raise ValueError(
+                f"model.width={self.width} does not divide by model.heads={self.heads}; "
+                "set model.head_width, or another number of heads"
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.heads={self.heads} does not divide by model.kv_heads={self.kv_heads}: "
+                "each head of keys and values serves as many heads of queries as any other"
+            )
+        if self.position == "rotary":
+            frequencies(self._options().head_width, self.rotary_base, self.rotary_scaling)
+        if self.position == "learned":
+            self._check_length(length)
+        if self.global_every and not self.window:
+            raise ValueError(
+                f"model.global_every={self.global_every} needs model.window: without it all blocks see all"
+            )
+        if cached and (not self.causal or self.head != "lm"):
+            raise ValueError(
+                "a cache needs model.causal=True and head 'lm': tokens that come later change no earlier ones"
+            )
+
+    def _check_length(self, length: int) -> None:
+        if length + self.position_offset > self.context:
+            raise ValueError(
+                f"rows of {length} tokens are longer than the position table, model.context={self.context} rows"
+                + (
+                    f" of which the first {self.position_offset} are not for tokens"
+                    if self.position_offset
+                    else ""
+                )
+            )
+
+
+class MaskedHead(nn.Module):
+    """BERT's: norm(activation(dense(x))), x [B, T, D], and the bias [V] that comes after the output's matrix."""
+
+    options: Options
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        o = self.options
+        x = ACTIVATIONS[o.activation](Dense(o.width, normal(), o.dtype, name="dense")(x))
+        x = Norm(o.norm, o.norm_epsilon, o.norm_offset, name="norm")(x)
+        return x, self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
