@@ -85,7 +85,7 @@ def load(
     used = {name for entry in table.values() for name in entry.theirs}
     left = [name for name in arrays if name not in used and not ignorable(chosen, name)]
     problems = Problems(source, chosen, renamed, model, options)
-    left = _without_twins(left, chosen, arrays, problems)
+    left = _without_twins(left, used, chosen, arrays, problems)
     called = {name: renamed.get(name, name) for name in left}  # as the user's file has it
     _check_paths(rules, table, shapes, list(called.values()), problems)
     skipped = [path for path in shapes if _ruled(path, rules, "skip")]
@@ -239,11 +239,11 @@ def _check_paths(
 
 
 def _without_twins(
-    left: list[str], naming: Naming, arrays: Arrays, problems: Problems
+    left: list[str], used: set[str], naming: Naming, arrays: Arrays, problems: Problems
 ) -> list[str]:
     """Leaves out what only repeats an array that is taken, and notes what should but doesn't."""
     for name, original in naming.tied:
-        if name in left and original in arrays and original not in left:
+        if name in left and original in used and original in arrays:
             if not np.array_equal(arrays[name], arrays[original]):
                 problems.untied.append((name, original))
             left = [n for n in left if n != name]

@@ -116,15 +116,17 @@ def _foreign(arrays, candidates, model, options, shapes, source) -> str:
 
 def _kind(arrays: Arrays) -> str:
     """Whose arrays they are, of all that any model here knows; '' if none."""
+    kinds: list[Naming] = []
     for family in (module.name for module in pkgutil.iter_modules(families.__path__)):
         for naming in importlib.import_module(f"research.transfer.families.{family}").NAMINGS:
             if all(any(re.search(p, name) for name in arrays) for p in naming.signature):
-                return naming.what
+                kinds.append(naming)
             modules = [name.rpartition("/")[0] or name for name in arrays]
             rows = () if callable(naming.rows) else naming.rows
             if all(any(re.fullmatch(row[0], m) for row in rows) for m in modules):
                 return f"model {family} of this project"
-    return ""
+    # A family's later kinds have what earlier ones have, and more.
+    return max(kinds, key=lambda kind: len(kind.signature)).what if kinds else ""
 
 
 def _some(names) -> str:

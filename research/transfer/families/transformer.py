@@ -13,6 +13,7 @@ scale gamma and its bias beta. GPT-2 keeps queries, keys and values in one array
 out]. Gemma's norms multiply by 1 + their weight, which the model does as well, so the arrays are the same.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -132,7 +133,8 @@ def _modern(norms: dict[str, str], *, qk_norm: bool) -> Callable[[dict[str, Any]
 
 def _head(shapes: Shapes) -> str:
     """A decoder's head is of its vocabulary or of classes, which is told by its width."""
-    return "lm_head" if shapes["head/kernel"][1:] == shapes["embed/embedding"][:1] else "score"
+    classes = shapes.get("head/kernel", (0, 0))[1]
+    return "lm_head" if classes == shapes["embed/embedding"][0] else "score"
 
 
 def _untied(shapes: Shapes) -> bool:
@@ -162,6 +164,7 @@ GEMMA = {
     "norm2": "pre_feedforward_layernorm",
     "norm2_post": "post_feedforward_layernorm",
 }
+BRANCH = "pre_feedforward_layernorm"
 CLASSES = (r"^(classifier|pre_classifier|score)\.", "a head for classes")
 TOKENS = (r"^(cls\.predictions|lm_head|vocab_\w+)\.", "a head for tokens")
 POOLER = (r"(^|\.)pooler\.dense\.", "the layer before its head for classes")
@@ -172,13 +175,14 @@ def _tied(embedding: str, decoder: str, bias: str = "") -> tuple[tuple[str, str]
     return ((f"{decoder}.weight", f"{embedding}.weight"), *biases)
 
 
-def _decoder(name: str, what: str, norms: dict[str, str], *, qk_norm: bool, own: str) -> Naming:
+def _decoder(name: str, what: str, norms: dict[str, str], *signs: str, qk_norm: bool) -> Naming:
+    signature = ("self_attn.q_proj", *signs)
     return Naming(
         name,
         what,
         TORCH,
         _modern(norms, qk_norm=qk_norm),
-        (r"(^|\.)layers\.0\.self_attn\.q_proj\.weight$", own),
+        tuple(rf"(^|\.)layers\.0\.{re.escape(sign)}\.weight$" for sign in signature),
         ignored=(r"\.rotary_emb\.inv_freq$",),
         tied=_tied("model.embed_tokens", "lm_head"),
         parts=(CLASSES, TOKENS),
@@ -237,32 +241,10 @@ NAMINGS = (
         parts=(CLASSES, TOKENS),
         match=_matching("transformer.", ("lm_head.", "score.")),
     ),
+    _decoder("llama", "a Llama, Mistral or Qwen2 of transformers", LLAMA, qk_norm=False),
+    _decoder("qwen3", "a Qwen3 of transformers", LLAMA, "self_attn.q_norm", qk_norm=True),
+    _decoder("gemma2", "a Gemma 2 of transformers", GEMMA, BRANCH, qk_norm=False),
     _decoder(
-        "llama",
-        "a Llama, Mistral or Qwen2 of transformers",
-        LLAMA,
-        qk_norm=False,
-        own=r"(^|\.)layers\.0\.post_attention_layernorm\.weight$",
-    ),
-    _decoder(
-        "qwen3",
-        "a Qwen3 of transformers",
-        LLAMA,
-        qk_norm=True,
-        own=r"(^|\.)layers\.0\.self_attn\.q_norm\.weight$",
-    ),
-    _decoder(
-        "gemma2",
-        "a Gemma 2 of transformers",
-        GEMMA,
-        qk_norm=False,
-        own=r"(^|\.)layers\.0\.pre_feedforward_layernorm\.weight$",
-    ),
-    _decoder(
-        "gemma3",
-        "a Gemma 3 (text) of transformers",
-        GEMMA,
-        qk_norm=True,
-        own=r"(^|\.)layers\.0\.self_attn\.q_norm\.weight$",
+        "gemma3", "a Gemma 3 of transformers", GEMMA, BRANCH, "self_attn.q_norm", qk_norm=True
     ),
 )
