@@ -20,6 +20,7 @@ from research.transfer.tables import Entry, Naming, Shapes, entries, natural
 NAMES = {"Dense": "lora_{}.weight", "Conv": "lora_{}.weight", "Embed": "lora_embedding_{}"}
 MAGNITUDE = "lora_magnitude_vector"
 CALLED = {"A": "lora_A", "B": "lora_B", "m": MAGNITUDE}
+TIED = "embed"  # the layer that may be the output layer too
 PREFIX = "base_model.model."  # of every array in a file
 
 
@@ -103,9 +104,9 @@ def column_norms(kernel: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(wide).sum(axis=tuple(range(wide.ndim - 1))))
 
 
-def tied(options: dict[str, Any], shapes: Shapes) -> bool:
+def tied(shapes: Shapes) -> bool:
     """Returns whether the embedding of a language model is its output layer too."""
-    return bool(options.get("tied")) and "head/kernel" not in shapes
+    return "embed/embedding" in shapes and "head/kernel" not in shapes
 
 
 def some(names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from research.transfer.peft.fitting import mismatches
 from research.transfer.peft.pieces import (
     CALLED,
     PREFIX,
+    TIED,
     Layer,
     by_module,
     column_norms,
@@ -91,9 +92,9 @@ def read(
     chosen, there = _naming(found, model, options, shapes, naming, folder)
     table = entries(chosen, plain, options)
     lines = strangers + _unfit(found, there, plain, settings, folder)
-    if tied(options, plain) and not settings.get("ensure_weight_tying"):
-        owners = by_module({path: layer for path, layer in there.items() if layer.kind == "Embed"})
-        if adapted := [module for module in owners if module in found.factors]:
+    if tied(plain) and not settings.get("ensure_weight_tying"):
+        pieces = there[TIED].pieces if TIED in there else ()
+        if adapted := [piece.module for piece in pieces if piece.module in found.factors]:
             lines.append(
                 f"{folder}: adapts {adapted[0]} as an embedding only, which here is the output layer too; merge it in "
                 "PEFT (merge_and_unload) and name the model as config.pretrained.source"

@@ -17,6 +17,7 @@ from research.transfer.peft.pieces import (
     MAGNITUDE,
     NAMES,
     PREFIX,
+    TIED,
     Layer,
     by_module,
     column_norms,
@@ -101,7 +102,7 @@ def adapter_of(
         for path in adapted
         if path not in there
     ]
-    if tied(options, shapes) and any(there[p].kind == "Embed" for p in adapted if p in there):
+    if tied(shapes) and TIED in adapted:
         lines.append(
             "config.lora.layers: the embedding is the output layer too, and PEFT adapts only the one use of it; export "
             "merged weights, or train with layers that leave it out"
@@ -219,9 +220,7 @@ def _saved(
             f"config.lora.train: PEFT would take '{wide[0]}' for other modules too, whose names end so; export merged "
             "weights (--format=safetensors)"
         )
-    if tied(options, {path: leaf.shape for path, leaf in plain.items()}) and any(
-        p.endswith("/embedding") and p.startswith("embed/") for p in trained
-    ):
+    if tied({path: leaf.shape for path, leaf in plain.items()}) and f"{TIED}/embedding" in trained:
         lines.append(
             "config.lora.train: the embedding is the output layer too, which PEFT would leave as it was; export merged "
             "weights (--format=safetensors)"
