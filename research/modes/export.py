@@ -27,12 +27,14 @@ WEIGHTS = {
         "# network.load_state_dict(state_dict), of the library whose names these are",
     ),
     "keras": ("model.keras", "import keras\nmodel = keras.saving.load_model({path!r})"),
+}
+ADAPTERS = {
     "peft": (
         "adapter_model.safetensors",
         "import peft\nmodel = peft.PeftModel.from_pretrained(base, {folder!r})  # base: the model that it adapts",
-    ),
+    )
 }
-FORMATS = (*WEIGHTS, *PROGRAMS)
+FORMATS = (*WEIGHTS, *PROGRAMS, *ADAPTERS)
 ABOUT, README, ADAPTER = "preprocess.json", "README.md", "adapter_config.json"
 CHECKED = 8  # pictures on which a program is compared with the model
 # Of the largest logit. Another compiler sums in another order: some 1e-6. ONNX has float32 for bfloat16: some 1e-2.
@@ -55,7 +57,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     layout, task, restored = modes.restore(config, path)
     from research.engine import unmerged
 
-    if format == "peft" and not naming:
+    if format in ADAPTERS and not naming:
         naming = unmerged.naming_in_memory(config, task)
     model = exported(config, layout, restored.state)
 
@@ -76,7 +78,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     try:
         target = staging / _file(format)
-        if format == "peft":
+        if format in ADAPTERS:
             unmerged.write(staging, config, restored.state, naming)
             lines = [f"{naming} names"]
         elif format in WEIGHTS:
@@ -131,12 +133,19 @@ def _parse(text: str) -> tuple[str, str]:
 
 
 def _naming(config: Any, format: str, naming: str) -> str:
-    """Whose names a file of weights has: as given, else config.pretrained.naming, else the family's first that fits."""
+    """Whose names a file of weights has: as given, else config.pretrained.naming, else the family's first that fits.
+
+    '' where that is told later.
+    """
     if format in PROGRAMS:
         return ""
     from research.transfer.recognise import namings_of
     from research.transfer.tables import KERAS, OWN, TORCH
 
+    if format in ADAPTERS and not config.lora.rank:
+        raise UserError(
+            f"--format={format}: the run has no adapters (config.lora.rank=0); use another format"
+        )
     name = config.model.name
     fitting = {
         "safetensors": (OWN.convention, TORCH, KERAS),
@@ -154,8 +163,8 @@ def _naming(config: Any, format: str, naming: str) -> str:
         return naming
     if format == "safetensors":
         return "own"
-    if format == "peft":
-        return _demand_adapters(config, there)
+    if format in ADAPTERS and there:
+        return ""  # the base's own, which is told once it is read
     _demand_built(config, format)
     if config.pretrained.naming in there:
         return config.pretrained.naming
@@ -166,19 +175,6 @@ def _naming(config: Any, format: str, naming: str) -> str:
             f"--format={format}: model {name} has no names in that library; use {rest}--format=safetensors or a program"
         )
     return foreign[0]
-
-
-def _demand_adapters(config: Any, there: list[str]) -> str:
-    """Returns config.pretrained.naming, or '' where that is open; raises UserError if there is nothing to write."""
-    if not config.lora.rank:
-        raise UserError(
-            "--format=peft: the run has no adapters (config.lora.rank=0); use another format"
-        )
-    if not there:
-        raise UserError(
-            f"--format=peft: model {config.model.name} has no names in PyTorch's libraries; use --format=safetensors"
-        )
-    return config.pretrained.naming if config.pretrained.naming in there else ""
 
 
 def _demand_built(config: Any, format: str) -> None:
@@ -195,14 +191,14 @@ def _demand_built(config: Any, format: str) -> None:
 
 
 def _file(format: str) -> str:
-    if format in WEIGHTS:
-        return WEIGHTS[format][0]
+    if format not in PROGRAMS:
+        return (WEIGHTS | ADAPTERS)[format][0]
     return importlib.import_module(f"research.transfer.programs.{format}").FILE
 
 
 def _use(format: str, path: Path) -> str:
-    if format in WEIGHTS:
-        return WEIGHTS[format][1].format(path=str(path), folder=str(path.parent))
+    if format not in PROGRAMS:
+        return (WEIGHTS | ADAPTERS)[format][1].format(path=str(path), folder=str(path.parent))
     return importlib.import_module(f"research.transfer.programs.{format}").USE.format(
         path=str(path)
     )
