@@ -240,6 +240,16 @@ def test_bfloat16_and_what_peft_adds_for_embeddings_are_read(tmp_path):
     assert "stands on another model" in line
 
 
+def test_adapters_of_a_bare_model_are_read(tmp_path):
+    setting = Setting("transformer", "gpt2", layers=(r"block_.*",), train=())
+    arrays, _ = setting.write(tmp_path)
+    bare = {name.replace("model.transformer.h", "model.h"): x for name, x in arrays.items()}
+    assert bare.keys() != arrays.keys()
+    safetensors.write(tmp_path / peft.ARRAYS, bare, {"format": "pt"})
+    path = "block_1/attention/value/lora_b"
+    np.testing.assert_array_equal(setting.read(tmp_path).values[path], setting.leaves[path])
+
+
 REFUSED = {
     "peft_type": ("IA3", "only LORA"),
     "bias": ("all", "merge it in PEFT"),
@@ -312,6 +322,8 @@ def spoil(arrays, how):
         arrays[name] = np.full_like(arrays[name], np.nan)
     elif how == "other classes":
         arrays[f"{PREFIX}head.weight"] = arrays[f"{PREFIX}head.weight"][:-1]
+    elif how == "no classifier":
+        del arrays[f"{PREFIX}head.weight"]
     elif how == "unknown":
         arrays[f"{PREFIX}blocks.0.attn.qkv.lora_E"] = arrays[name]
     elif how == "integers":
@@ -320,6 +332,7 @@ def spoil(arrays, how):
 
 
 SPOILT = {
+    "no classifier": "'head.weight' is missing, which is of the modules_to_save",
     "missing": "'blocks.0.attn.qkv' lacks lora_A",
     "extra": "adapts 'blocks.7.attn.qkv', which is no layer here",
     "misshapen": r"lora_A of 'blocks.0.attn.qkv' is \[2, 11\], where \[2, 12\] was expected",

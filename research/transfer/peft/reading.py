@@ -7,33 +7,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.errors import UserError, UserErrors
-from research.transfer.formats import safetensors, torch
+from research.errors import UserErrors
 from research.transfer.lora_layers import scale
+from research.transfer.peft.arrays import Found, read_arrays, recognised
 from research.transfer.peft.blocks import Block, blocks_of, joined
 from research.transfer.peft.fitting import mismatches
 from research.transfer.peft.pieces import (
     CALLED,
-    PREFIX,
     TIED,
     Layer,
     by_module,
     column_norms,
-    layers,
     shapes_out,
     some,
     tied,
 )
-from research.transfer.peft.settings import ARRAYS, SETTINGS, rank_of, read_settings
-from research.transfer.recognise import namings_of
+from research.transfer.peft.settings import SETTINGS, rank_of, read_settings
 from research.transfer.strict import MOST
 from research.transfer.tables import Arrays, Entry, Naming, Shapes, entries, ignorable
-
-PARTS = re.compile(
-    r"(?P<module>.+)\.(?:lora_(?:embedding_)?(?P<factor>[AB])|(?P<m>lora_magnitude_vector)|(?P<base>base_layer))"
-    r"(?:\.weight)?"
-)
-UNUSED = re.compile(r".+\.base_layer\.bias")
 
 
 class Adapter(NamedTuple):
@@ -51,14 +42,6 @@ class Adapter(NamedTuple):
         return (
             f"{folder}: {len(layers)} adapters of rank {self.rank}, names of {self.naming}{beside}"
         )
-
-
-class Found(NamedTuple):
-    """The arrays of an adapter file by what they are."""
-
-    factors: dict[str, dict[str, np.ndarray]]  # module -> 'A', 'B', 'm', of those that are there
-    bases: Arrays  # name of a base's array -> what the file holds of it
-    whole: Arrays  # name -> an array that stands for the base's
 
 
 def read(
@@ -87,12 +70,14 @@ def read(
     """
     folder = Path(folder)
     settings = read_settings(folder)
-    found, strangers = _found(_arrays(folder), folder)
+    found, strangers = read_arrays(folder)
     plain = {path: shape for path, shape in shapes.items() if "/lora_" not in path}
-    chosen, there = _naming(found, model, options, shapes, naming, folder)
+    chosen, there, found = recognised(found, model, options, shapes, naming, folder)
     table = entries(chosen, plain, options)
     lines = strangers + _unfit(found, there, plain, settings, folder)
-    if tied(plain) and not settings.get("ensure_weight_tying"):
+    if tied(
+        plain
+    ):  # PEFT's ensure_weight_tying merges into it twice, so what it means is not known
         pieces = there[TIED].pieces if TIED in there else ()
         if adapted := [piece.module for piece in pieces if piece.module in found.factors]:
             lines.append(
@@ -100,6 +85,11 @@ def read(
                 "PEFT (merge_and_unload) and name the model as config.pretrained.source"
             )
     whole = _whole(found, table, chosen, plain, base, folder, lines)
+    lines += [
+        f"{folder}: '{name}' is missing, which is of the modules_to_save of {SETTINGS}"
+        for name in _promised(settings, table)
+        if name not in found.whole
+    ]
     if lines:
         raise UserErrors(_cut(lines, folder))
     blocks = blocks_of(there, found.factors, settings)
@@ -116,63 +106,6 @@ def read(
     if lines:
         raise UserErrors(_cut(lines, folder))
     return Adapter(values, chosen.name, lora.rank)
-
-
-def _arrays(folder: Path) -> Arrays:
-    path = folder / ARRAYS
-    old = folder / "adapter_model.bin"
-    arrays = torch.read(old) if old.is_file() and not path.is_file() else safetensors.read(path)
-    if wrong := [n for n, a in arrays.items() if "float" not in a.dtype.name]:
-        raise UserError(
-            f"{folder}: '{wrong[0]}' is {arrays[wrong[0]].dtype.name}; floats were expected"
-        )
-    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-
-
-def _found(arrays: Arrays, folder: Path) -> tuple[Found, list[str]]:
-    """Sorts arrays by what they are; and a line for what has no place."""
-    found, strangers = Found({}, {}, {}), []
-    for name, array in arrays.items():
-        inner = name.removeprefix(PREFIX)
-        if inner == name:
-            strangers.append(name)
-        elif match := PARTS.fullmatch(inner):
-            if match["base"]:
-                found.bases[f"{match['module']}.weight"] = array
-            else:
-                part = match["factor"] or "m"
-                found.factors.setdefault(match["module"], {})[part] = array
-        elif ".lora_" in inner:
-            strangers.append(name)
-        elif not UNUSED.fullmatch(inner):
-            found.whole[inner] = array
-    if not found.factors:
-        raise UserError(f"{folder}: holds no adapter ({some(arrays) or 'no array at all'})")
-    return found, [f"{folder}: '{name}' is no array of an adapter of LoRA's" for name in strangers]
-
-
-def _naming(
-    found: Found, model: str, options: dict[str, Any], shapes: Shapes, first: str, folder: Path
-) -> tuple[Naming, dict[str, Layer]]:
-    """The naming that has the most of the adapter's modules, and its layers."""
-    best: tuple[int, Any, dict[str, Layer]] = (0, None, {})
-    expected = []
-    for naming in sorted(namings_of(model), key=lambda n: n.name != first):
-        try:
-            there = layers(naming, shapes, options)
-        except UserError:  # a naming of models of another kind
-            continue
-        modules = by_module(there)
-        known = len(modules.keys() & found.factors.keys())
-        if known > best[0]:
-            best = known, naming, there
-        expected += [f"{naming.name}: {some(modules)}"] if modules else []
-    if not best[0]:
-        raise UserError(
-            f"{folder}: adapts {some(found.factors)}, none of which is in a {model}; there are, by naming, "
-            f"{'; '.join(expected)}"
-        )
-    return best[1], best[2]
 
 
 def _unfit(
@@ -249,6 +182,14 @@ def _whole(
         if name not in used and not ignorable(naming, name)
     ]
     return whole
+
+
+def _promised(settings: dict[str, Any], table: dict[str, Entry]) -> list[str]:
+    """Names of the arrays that an adapter should hold whole."""
+    modules = [re.escape(module) for module in settings.get("modules_to_save") or ()]
+    inside = re.compile(rf"(.*\.)?({'|'.join(modules)})\..*")
+    names = [name for entry in table.values() for name in entry.theirs] if modules else []
+    return [name for name in names if inside.fullmatch(name)]
 
 
 def _values(
