@@ -214,6 +214,10 @@ def as_trained(config: FrozenConfigDict, workdir: Path) -> FrozenConfigDict:
         unused.append(("pretrained.source", ""))
     if (workdir / "tokenizer.json").is_file():
         unused += [("tokenizer.name", "file"), ("tokenizer.path", str(workdir))]
+    if (
+        not config.optimizer.groups
+    ):  # else what the adapter gave may be frozen, and in no checkpoint
+        unused.append(("lora.adapter", ""))
     plain, mistakes = resolve(config, unused)
     if mistakes:
         raise UserErrors(mistakes)

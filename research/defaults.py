@@ -35,6 +35,7 @@ def defaults() -> ConfigDict:
             "train": (
                 r"^head/",
             ),  # patterns of parameters that are trained as they are, beside the adapters
+            "adapter": "",  # a folder in PEFT's format whose adapters this run starts from
         }
     )
     config.distill = ConfigDict(

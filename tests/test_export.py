@@ -176,6 +176,7 @@ def one_line(capsys):
         (("--format=torch:timm", "--output=out"), "no such naming"),
         (("--format=torch", "--output=out"), "use --format=torch:own, --format=safetensors"),
         (("--format=stablehlo:timm", "--output=out"), "a program has no naming"),
+        (("--format=peft", "--output=out"), "--format=peft: the run has no adapters"),
     ],
 )
 def test_a_mistake_is_one_clear_line(launch, trained, tmp_path, monkeypatch, capsys, flags, said):

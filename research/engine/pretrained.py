@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from research.engine import files
+from research.engine import adapters, files
 from research.engine.checkpoint import Checkpoints
 from research.engine.program import Program, in_checkpoint
 from research.engine.state import (
@@ -46,9 +46,17 @@ class Base(NamedTuple):
 
 
 def start(
-    config: Any, task: Task, program: Program, say: Callable[[str], None] = print
+    config: Any,
+    task: Task,
+    program: Program,
+    say: Callable[[str], None] = print,
+    *,
+    with_adapter: bool = True,
 ) -> TrainState:
     """Returns the state before the first step, NumPy leaves: fresh values, and pretrained ones where there are any.
+
+    Args:
+      with_adapter: False leaves out `config.lora.adapter`, where a checkpoint has its values.
 
     Raises:
       UserErrors: the pretrained values do not fit; every array that does not is listed.
@@ -63,14 +71,22 @@ def start(
             params=overlay(state.params, found.params),
             model_state=overlay(state.model_state, found.model_state),
         )
+    if with_adapter and (adapter := adapters.read(config, state.params, found)):
+        say(adapter.told(config.lora.adapter))
+        state = dataclasses.replace(state, params=adapters.placed(state.params, adapter))
+    if found:
         state = _begun_anew(program, state)
     return with_constants(task, state)
 
 
 def problems(config: Any, task: Task) -> list[str]:
-    """Returns what is wrong with `config.pretrained`; it is read for that, so that nothing starts that cannot go on."""
+    """Returns what is wrong with `config.pretrained` and `config.lora.adapter`.
+
+    They are read for that, so that nothing starts that cannot go on.
+    """
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
     try:
-        read(config, *jax.eval_shape(task.init, jax.random.key(0)))
+        adapters.read(config, shapes[0], read(config, *shapes))
     except UserErrors as errors:
         return errors.lines
     except UserError as error:
@@ -313,7 +329,10 @@ def complete(
     """
     if not config.lora.rank and not task.constants_in:
         return state
-    base = base_of(config, task, program, start(config, task, program, lambda line: None))
+    # Without groups of a user's own all that an adapter gives is trained, and in the checkpoint.
+    again = bool(config.optimizer.groups)
+    fresh = start(config, task, program, lambda line: None, with_adapter=again)
+    base = base_of(config, task, program, fresh)
     then = meta.get("base", {})
     for part, sha256 in base.hashes().items():
         if sha256 != then.get(part):

@@ -19,7 +19,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
 
     import jax
 
-    from research.engine import pretrained, table
+    from research.engine import adapters, pretrained, table
     from research.engine.program import guessed, make_program, parameter_table
     from research.engine.step import make_train_step
     from research.engine.text import print_table
@@ -40,7 +40,10 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     print(table.format_table(parameters))
     print(*table.summarize(parameters), sep="\n")
     imported = pretrained.read(config, state.params, state.model_state)
-    print(*pretrained.remarks(config, task, program, imported), "", sep="\n")
+    print(*pretrained.remarks(config, task, program, imported), sep="\n")
+    if adapter := adapters.read(config, state.params, imported):
+        print(adapter.told(config.lora.adapter))
+    print()
     timed = config.train.duration.startswith("minutes")
     steps = config.train.duration if timed else f"{units.total_steps:,} steps"
     rows = [

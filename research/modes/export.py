@@ -28,8 +28,14 @@ WEIGHTS = {
     ),
     "keras": ("model.keras", "import keras\nmodel = keras.saving.load_model({path!r})"),
 }
-FORMATS = (*WEIGHTS, *PROGRAMS)
-ABOUT, README = "preprocess.json", "README.md"
+ADAPTERS = {
+    "peft": (
+        "adapter_model.safetensors",
+        "import peft\nmodel = peft.PeftModel.from_pretrained(base, {folder!r})  # base: the model that it adapts",
+    )
+}
+FORMATS = (*WEIGHTS, *PROGRAMS, *ADAPTERS)
+ABOUT, README, ADAPTER = "preprocess.json", "README.md", "adapter_config.json"
 CHECKED = 8  # pictures on which a program is compared with the model
 # Of the largest logit. Another compiler sums in another order: some 1e-6. ONNX has float32 for bfloat16: some 1e-2.
 ALLOWED = {"float32": 1e-3, "bfloat16": 1e-1}
@@ -49,6 +55,10 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     naming = _naming(config, format, naming)
     out = _directory(flags.output)
     layout, task, restored = modes.restore(config, path)
+    from research.engine import unmerged
+
+    if format in ADAPTERS and not naming:
+        naming = unmerged.naming_in_memory(config, task)
     model = exported(config, path, layout, restored.state)
 
     from research.engine.state import params_sha256
@@ -68,7 +78,10 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     try:
         target = staging / _file(format)
-        if format in WEIGHTS:
+        if format in ADAPTERS:
+            unmerged.write(staging, config, restored.state, naming)
+            lines = [f"{naming} names"]
+        elif format in WEIGHTS:
             _write_weights(target, format, naming, config, model, about)
             lines = [f"{naming} names"]
         else:
@@ -120,17 +133,25 @@ def _parse(text: str) -> tuple[str, str]:
 
 
 def _naming(config: Any, format: str, naming: str) -> str:
-    """Whose names a file of weights has: as given, else config.pretrained.naming, else the family's first that fits."""
+    """Whose names a file of weights has: as given, else config.pretrained.naming, else the family's first that fits.
+
+    '' where that is told later.
+    """
     if format in PROGRAMS:
         return ""
     from research.transfer.recognise import namings_of
     from research.transfer.tables import KERAS, OWN, TORCH
 
+    if format in ADAPTERS and not config.lora.rank:
+        raise UserError(
+            f"--format={format}: the run has no adapters (config.lora.rank=0); use another format"
+        )
     name = config.model.name
     fitting = {
         "safetensors": (OWN.convention, TORCH, KERAS),
         "torch": (OWN.convention, TORCH),
         "keras": (KERAS,),
+        "peft": (TORCH,),
     }[format]
     there = [n.name for n in namings_of(name) if n.convention in fitting]
     if naming:
@@ -142,6 +163,8 @@ def _naming(config: Any, format: str, naming: str) -> str:
         return naming
     if format == "safetensors":
         return "own"
+    if format in ADAPTERS and there:
+        return ""  # the base's own, which is told once it is read
     _demand_built(config, format)
     if config.pretrained.naming in there:
         return config.pretrained.naming
@@ -168,14 +191,14 @@ def _demand_built(config: Any, format: str) -> None:
 
 
 def _file(format: str) -> str:
-    if format in WEIGHTS:
-        return WEIGHTS[format][0]
+    if format not in PROGRAMS:
+        return (WEIGHTS | ADAPTERS)[format][0]
     return importlib.import_module(f"research.transfer.programs.{format}").FILE
 
 
 def _use(format: str, path: Path) -> str:
-    if format in WEIGHTS:
-        return WEIGHTS[format][1].format(path=str(path))
+    if format not in PROGRAMS:
+        return (WEIGHTS | ADAPTERS)[format][1].format(path=str(path), folder=str(path.parent))
     return importlib.import_module(f"research.transfer.programs.{format}").USE.format(
         path=str(path)
     )
@@ -191,7 +214,7 @@ def _directory(text: str) -> Path:
     names = (
         sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.is_dir() else []
     )
-    known = {ABOUT, README, *map(_file, FORMATS)}
+    known = {ABOUT, README, ADAPTER, *map(_file, FORMATS)}
     if names and (not set(names) <= known or "params_sha256" not in _about(out)):
         foreign = [name for name in names if name not in known] or names
         raise UserError(

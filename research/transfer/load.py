@@ -133,6 +133,11 @@ def dump(
     return arrays | beside(chosen, arrays)
 
 
+def flat(tree: Tree) -> dict[str, Any]:
+    """Returns {path: leaf} of nested dicts: 'layer1_0/bn1/scale'."""
+    return dict(_walk(tree, ""))
+
+
 def namings(model: str) -> tuple[str, ...]:
     """Returns the names of the namings that a model's weights may come and go in; 'own' is this project's."""
     return tuple(naming.name for naming in namings_of(model))
@@ -142,7 +147,7 @@ def _leaves(params: Tree, model_state: Tree) -> dict[str, Any]:
     """'layer1_0/bn1/scale' -> leaf, parameters first; collections of the state are not in the path."""
     leaves: dict[str, Any] = {}
     for tree in (params, *model_state.values()):
-        found = dict(_walk(tree, ""))
+        found = flat(tree)
         if both := leaves.keys() & found.keys():
             raise ValueError(f"two collections hold {', '.join(sorted(both))}")
         leaves |= found

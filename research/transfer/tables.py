@@ -126,6 +126,7 @@ class Naming(NamedTuple):
     refused: tuple[tuple[str, str], ...] = ()  # (pattern of their names, why they can't be taken)
     # For libraries whose users name layers freely: (arrays, shapes of ours) -> {name in the table: name found}.
     match: Callable[[Arrays, Shapes], dict[str, str]] | None = None
+    in_memory: str = ""  # the naming of what the library makes of such a file, where it renames
 
 
 # PyTorch's batch norms count batches, which nothing here reads.

@@ -85,6 +85,7 @@ NAMINGS = (
         _hugging_face("vit."),
         (r"^vit\.encoder\.layer\.0\.attention\.attention\.query\.weight$",),
         refused=(DISTILLED,),
+        in_memory="hf5",
     ),
     Naming(
         "hf_bare",
