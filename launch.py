@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """Returns the flags, and the overrides (key, text) of `--config.key=text`."""
-    modes = [module.name for module in pkgutil.iter_modules(research.modes.__path__)]
+    modes = [m.name for m in pkgutil.iter_modules(research.modes.__path__) if not m.ispkg]
     parser = _Parser(
         "launch.py",
         description=__doc__,

@@ -1,9 +1,9 @@
-"""transformers' and PEFT's side of benchmarks/minilm.py: fine-tunes MiniLM on texts that are handed over, one way a line.
+"""transformers' and PEFT's side of benchmarks/minilm.py: fine-tunes MiniLM on given texts, one way a line.
 
     {"way": "full", "seed": 0, "epochs": 1} -> {"accuracy": 0.842, "seconds": 291.0, "trainable": 22714754, ...}
 
-The usual recipe: AdamW with weight decay 0.01, the rate rising over the first tenth of the steps and falling linearly to
-0, gradients clipped to norm 1, dropout 0.1, batches padded to their longest text, of 64 tokens at most.
+The usual recipe: AdamW with weight decay 0.01, the rate rising over the first tenth of the steps and falling linearly
+to 0, gradients clipped to norm 1, dropout 0.1, batches padded to their longest text, of 64 tokens at most.
 """
 
 import json

@@ -8,7 +8,7 @@ import pytest
 
 from research.errors import UserError
 
-WORDS = "red green blue one two three four five six seven up down left right".split()
+WORDS = ["red", "green", "blue", "one", "two", "three", "four", "five", "six", "seven", "up", "down", "left", "right"]
 COMMON = (
     "--config.parallel.devices=1",
     "--config.data.name=table",

@@ -125,6 +125,11 @@ class Tokenizer:
             weights[(offsets[:, 1] > start) & (offsets[:, 0] < end)] = 1
         return np.array(made.ids, np.int32), weights
 
+    def special_ids(self) -> tuple[int, ...]:
+        """Returns the ids of all special tokens, ascending."""
+        added = self._marking.get_added_tokens_decoder()
+        return tuple(sorted(number for number, token in added.items() if token.special))
+
     def with_template(self) -> "Tokenizer":
         """Returns this tokenizer with a chat template: its own, else `chat.DEFAULT`, written into its files."""
         if self.chat_template:

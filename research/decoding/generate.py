@@ -45,7 +45,9 @@ class State(NamedTuple):
     position: jax.Array  # int32 [B] its position
     count: jax.Array  # int32 [] tokens made for each row
     done: jax.Array  # bool [B]
-    seen: jax.Array | None  # bool [B, V] tokens of the prompt and made; None without a repetition penalty
+    seen: (
+        jax.Array | None
+    )  # bool [B, V] tokens of the prompt and made; None without a repetition penalty
 
 
 def generate(
@@ -92,11 +94,14 @@ def generate(
             Stream(prompt, decode, eos, tuple(options.stop), limit, first + i, emit)
             for i, (prompt, limit) in enumerate(zip(part, room, strict=True))
         ]
-        numbers = first + np.arange(rows, dtype=np.int32)  # rows that are too many are done from the start
+        numbers = first + np.arange(
+            rows, dtype=np.int32
+        )  # rows that are too many are done from the start
         batch = _pad([*part, *[part[0]] * (rows - len(part))], context, pad)
         limits = np.array(room + [0] * (rows - len(part)), np.int32)
-        programs = partial(_start, apply, cache_of, how, tuple(eos)), partial(
-            _steps, apply, how, tuple(eos)
+        programs = (
+            partial(_start, apply, cache_of, how, tuple(eos)),
+            partial(_steps, apply, how, tuple(eos)),
         )
         _run(programs, params, batch, numbers, limits, options, context, streams, steps)
         made += [Generated(np.array(s.ids, np.int32), s.reason, s.text) for s in streams]

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-_LANES = 128  # numbers that are summed side by side: one long chain of additions would wait for each
+_LANES = (
+    128  # numbers that are summed side by side: one long chain of additions would wait for each
+)
 
 
 class Sampling(NamedTuple):

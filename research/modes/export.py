@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from research import modes
 from research.config import resolve
 from research.engine import files
-from research.errors import Failure, UserError, nearest
+from research.errors import UserError, nearest
+from research.modes.exports import program, weights
 
 PROGRAMS = ("onnx", "stablehlo", "savedmodel")
 # Files of arrays: what they are called, and how one reads them where no project is at hand.
@@ -34,11 +35,23 @@ ADAPTERS = {
         "import peft\nmodel = peft.PeftModel.from_pretrained(base, {folder!r})  # base: the model that it adapts",
     )
 }
-FORMATS = (*WEIGHTS, *PROGRAMS, *ADAPTERS)
+FOLDERS = {
+    "hf": (
+        "model.safetensors",
+        "import transformers\nmodel = transformers.{cls}.from_pretrained({folder!r})\n"
+        "tokenizer = transformers.AutoTokenizer.from_pretrained({folder!r})",
+    )
+}
+FORMATS = (*WEIGHTS, *PROGRAMS, *ADAPTERS, *FOLDERS)
+NORMALISED = (
+    "(image / 255 - mean) / std, channels last here and in Keras, first in PyTorch's networks"
+)
+AUTO = {
+    "classify": "AutoModelForSequenceClassification",
+    "lm": "AutoModelForCausalLM",
+    "mlm": "AutoModelForMaskedLM",
+}  # a task's head -> what loads it
 ABOUT, README, ADAPTER = "preprocess.json", "README.md", "adapter_config.json"
-CHECKED = 8  # pictures on which a program is compared with the model
-# Of the largest logit. Another compiler sums in another order: some 1e-6. ONNX has float32 for bfloat16: some 1e-2.
-ALLOWED = {"float32": 1e-3, "bfloat16": 1e-1}
 
 
 class Model(NamedTuple):
@@ -65,7 +78,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
 
     about = {
         **model.task.about,
-        "normalised": "(image / 255 - mean) / std, channels last here and in Keras, first in PyTorch's networks",
+        **({"normalised": NORMALISED} if "image" in model.task.about["inputs"] else {}),
         "model": dict(config.model.items()),
         "naming": naming,
         "params_sha256": params_sha256(model.params),
@@ -81,15 +94,18 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         if format in ADAPTERS:
             unmerged.write(staging, config, restored.state, naming)
             lines = [f"{naming} names"]
+        elif format in FOLDERS:
+            kind = weights.write_folder(staging, config, model, naming)
+            lines = [f"a {kind} of transformers"]
         elif format in WEIGHTS:
-            _write_weights(target, format, naming, config, model, about)
+            weights.write(target, format, naming, config, model, about)
             lines = [f"{naming} names"]
         else:
-            program = _program(model, about)
-            module = importlib.import_module(f"research.transfer.programs.{format}")
-            module.write(program, target)
-            lines = [_check(module, target, config, task, restored.state)]
-        use = _use(format, out / _file(format))
+            lines = [program.write(target, format, config, model, about, task, restored.state)]
+        use = _use(format, out / _file(format), about)
+        about["files"] = sorted(
+            {p.name for p in staging.iterdir()} | {*_about(out).get("files", ())}
+        )
         files.write_json(staging / ABOUT, about)
         files.write_text(staging / README, _readme(format, use, about))
         _move(staging, out)
@@ -139,6 +155,8 @@ def _naming(config: Any, format: str, naming: str) -> str:
     """
     if format in PROGRAMS:
         return ""
+    if format in FOLDERS:
+        return naming or _model_type(config)
     from research.transfer.recognise import namings_of
     from research.transfer.tables import KERAS, OWN, TORCH
 
@@ -177,6 +195,18 @@ def _naming(config: Any, format: str, naming: str) -> str:
     return foreign[0]
 
 
+def _model_type(config: Any) -> str:
+    """What the weights that a run began with said they were; '' where they said nothing."""
+    if not config.pretrained.source.startswith(("hf:", "package:")):
+        return ""
+    from research.transfer.hf import configs
+
+    try:
+        return configs.about(config.pretrained.source).model_type
+    except UserError:  # it may be gone by now
+        return ""
+
+
 def _demand_built(config: Any, format: str) -> None:
     """Raises UserError if the library whose names would be written builds no such network."""
     family = f"research.transfer.families.{config.model.name}"
@@ -192,13 +222,14 @@ def _demand_built(config: Any, format: str) -> None:
 
 def _file(format: str) -> str:
     if format not in PROGRAMS:
-        return (WEIGHTS | ADAPTERS)[format][0]
+        return (WEIGHTS | ADAPTERS | FOLDERS)[format][0]
     return importlib.import_module(f"research.transfer.programs.{format}").FILE
 
 
-def _use(format: str, path: Path) -> str:
+def _use(format: str, path: Path, about: dict[str, Any]) -> str:
     if format not in PROGRAMS:
-        return (WEIGHTS | ADAPTERS)[format][1].format(path=str(path), folder=str(path.parent))
+        given = {"path": str(path), "folder": str(path.parent), "cls": AUTO.get(about.get("head", ""))}
+        return (WEIGHTS | ADAPTERS | FOLDERS)[format][1].format(**given)
     return importlib.import_module(f"research.transfer.programs.{format}").USE.format(
         path=str(path)
     )
@@ -214,7 +245,7 @@ def _directory(text: str) -> Path:
     names = (
         sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.is_dir() else []
     )
-    known = {ABOUT, README, ADAPTER, *map(_file, FORMATS)}
+    known = {ABOUT, README, ADAPTER, *map(_file, FORMATS), *_about(out).get("files", ())}
     if names and (not set(names) <= known or "params_sha256" not in _about(out)):
         foreign = [name for name in names if name not in known] or names
         raise UserError(
@@ -238,87 +269,6 @@ def _about(out: Path) -> dict[str, Any]:
     return files.read_json(out / ABOUT, {}) or {}
 
 
-def _texts(about: dict[str, Any]) -> dict[str, str]:
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
-
-
-def _write_weights(
-    path: Path, format: str, naming: str, config: Any, model: Model, about: dict[str, Any]
-) -> None:
-    from research.transfer.formats import keras, safetensors, torch
-    from research.transfer.load import dump
-
-    name = config.model.name
-    options = {key: value for key, value in config.model.items() if key != "name"}
-    arrays = dump(model.params, model.model_state, model=name, options=options, naming=naming)
-    if format == "safetensors":
-        safetensors.write(path, arrays, {"format": "pt", **_texts(about)})
-    elif format == "torch":
-        torch.write(path, arrays)
-    else:
-        family = importlib.import_module(f"research.transfer.families.{name}")
-        shape = tuple(model.task.about["inputs"]["image"])
-        keras.write(
-            path, family.architecture(options, shape, len(model.task.about["classes"])), arrays
-        )
-
-
-def _program(model: Model, about: dict[str, Any]) -> Any:
-    import jax.numpy as jnp
-
-    from research.transfer import programs
-
-    if list(about["inputs"]) != ["image"]:
-        raise UserError(
-            "--format: programs are written of classifiers of pictures only; use safetensors"
-        )
-
-    def logits(images):
-        zeros = jnp.zeros(images.shape[0], jnp.int32)  # nothing that is returned depends on them
-        batch = {"image": images, "label": zeros, "id": zeros, "mask": zeros.astype(jnp.float32)}
-        return model.task.predict(model.params, model.model_state, batch)["logits"]
-
-    return programs.make(
-        logits,
-        shape=tuple(about["inputs"]["image"]),
-        mean=about["mean"],
-        std=about["std"],
-        metadata=_texts(about),
-    )
-
-
-def _check(module: Any, path: Path, config: Any, task: Any, state: Any) -> str:
-    """Compares a written program with the model as it was trained, on pictures of the data.
-
-    Raises:
-      Failure: they differ by more than rounding.
-    """
-    import jax
-    import numpy as np
-
-    from research.engine.state import evaluated_params
-
-    program = module.load(path)
-    if program is None:
-        return "not checked, for want of the package that runs it: pip install -r requirements-export.txt"
-    split = next(s for s in ("test", "validation", "train") if s in task.data.sizes)
-    count = min(CHECKED, task.data.sizes[split])
-    batch = task.data.eval_batch(split, 0, slice(0, count))
-    mean, std = (np.asarray(task.about[key], np.float64) for key in ("mean", "std"))
-    images = np.rint((batch["image"] * std + mean) * 255).clip(0, 255).astype(np.uint8)
-    wanted = jax.jit(task.predict)(evaluated_params(state), state.model_state, batch)["logits"]
-    found = program(images)["logits"]
-    difference = float(np.abs(np.asarray(wanted) - found).max())
-    largest = float(np.abs(wanted).max())
-    if not difference <= ALLOWED[config.train.precision] * max(1.0, largest):
-        raise Failure(
-            f"{path.name}: its logits differ from the model's by {difference:.3g} (the largest is {largest:.3g}); "
-            "nothing was written"
-        )
-    by = f"{difference:.2g} of {largest:.3g}"
-    return f"on {count} {split} pictures its logits differ from the model's by at most {by}"
-
-
 def _readme(format: str, use: str, about: dict[str, Any]) -> str:
     shape = about["inputs"].get("image")
     if format in PROGRAMS:
@@ -326,8 +276,10 @@ def _readme(format: str, use: str, about: dict[str, Any]) -> str:
             f"`images` is uint8 [B, {', '.join(map(str, shape))}] from 0 to 255, any B. The outputs, float32 "
             f"[B, {len(about['classes'])}] each, are `logits` and `probabilities`. Normalisation is inside."
         )
-    else:
+    elif shape:
         text = f"Arrays have the names of '{about['naming']}'. Its inputs are normalised: {about['normalised']}."
+    else:
+        text = "Its inputs are tokens, int32 [B, T], of the tokenizer beside it."
     return (
         f"# {about['model']['name']}, {format}\n\n```python\n{use}\n```\n\n{text}\n\n"
         f"Classes, mean, standard deviation, the model's options and the config it was trained by: `{ABOUT}`.\n"

@@ -11,7 +11,7 @@ from research.config import defaults, resolve
 from research.engine import parallel
 from research.errors import UserErrors
 
-WORDS = "a good film bad plot the actor was fine dull and long short sweet sad".split()
+WORDS = ["a", "good", "film", "bad", "plot", "the", "actor", "was", "fine", "dull", "and", "long", "short", "sweet", "sad"]
 
 
 @pytest.fixture

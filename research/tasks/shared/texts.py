@@ -43,7 +43,7 @@ def with_tokenizer(config: Any, *, labelled: bool) -> tuple[store.TextStore, Tok
         return (data.texts[i] for i in data.splits["train"])
 
     made = obtain(config.tokenizer, folder_of_source=folder, texts=texts, folder=data.folder)
-    return data, made
+    return data, made.with_template() if data.chat else made
 
 
 def build_model(

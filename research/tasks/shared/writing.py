@@ -58,7 +58,8 @@ def ends(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
         ids, weights = tokenizer.chat(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], answer=False
         )
-        special = set(tokenizer.special_ids)
+        # What closes a turn is a token of its own, or it may be part of what is said.
+        special = set(tokenizer.special_ids())
         found += [int(i) for i, w in zip(ids, weights, strict=True) if w and int(i) in special]
     return tuple(dict.fromkeys(found))
 

@@ -1,0 +1,1 @@
+"""What --mode=export writes, by kind."""

@@ -1,0 +1,66 @@
+"""A trained model as a file of arrays, or as a folder that transformers loads."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from research.errors import UserError
+from research.modes.exports.program import texts
+
+TOKENS = ("pad", "bos", "eos")
+
+
+def write(
+    path: Path, format: str, naming: str, config: Any, model: Any, about: dict[str, Any]
+) -> None:
+    """Writes a file of arrays."""
+    from research.transfer.formats import keras, safetensors, torch
+    from research.transfer.load import dump
+
+    name = config.model.name
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    arrays = dump(model.params, model.model_state, model=name, options=options, naming=naming)
+    if format == "safetensors":
+        safetensors.write(path, arrays, {"format": "pt", **texts(about)})
+    elif format == "torch":
+        torch.write(path, arrays)
+    else:
+        if "image" not in about["inputs"]:
+            raise UserError("--format=keras: is for models of pictures; use hf or safetensors")
+        family = importlib.import_module(f"research.transfer.families.{name}")
+        shape = tuple(model.task.about["inputs"]["image"])
+        keras.write(
+            path, family.architecture(options, shape, len(model.task.about["classes"])), arrays
+        )
+
+
+def write_folder(folder: Path, config: Any, model: Any, model_type: str) -> str:
+    """Writes a Hugging Face folder, tokenizer and all, and returns its model_type.
+
+    Args:
+      model_type: the one to write; '' takes that of the weights it began with, or the first that has the options.
+
+    Raises:
+      UserError: no model of transformers has these options.
+    """
+    from research.data.tokenizer import Tokenizer
+    from research.transfer.hf import export
+
+    about, name = model.task.about, config.model.name
+    if name != export.MODEL:
+        raise UserError(
+            f"--format=hf: is for model {export.MODEL}, this is a {name}; use --format=safetensors"
+        )
+    tokenizer = Tokenizer(model.task.files)
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    return export.write(
+        folder,
+        model.params,
+        options,
+        head=about["head"],
+        vocab_size=model.params["embed"]["embedding"].shape[0],
+        class_names=tuple(about.get("classes", ())),
+        tokenizer_files=model.task.files,
+        model_type=model_type,
+        **{token: getattr(tokenizer, token) for token in TOKENS},
+    )
