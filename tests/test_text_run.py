@@ -8,7 +8,22 @@ import pytest
 
 from research.errors import UserError
 
-WORDS = ["red", "green", "blue", "one", "two", "three", "four", "five", "six", "seven", "up", "down", "left", "right"]
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "up",
+    "down",
+    "left",
+    "right",
+]
 COMMON = (
     "--config.parallel.devices=1",
     "--config.data.name=table",

@@ -228,7 +228,11 @@ def _file(format: str) -> str:
 
 def _use(format: str, path: Path, about: dict[str, Any]) -> str:
     if format not in PROGRAMS:
-        given = {"path": str(path), "folder": str(path.parent), "cls": AUTO.get(about.get("head", ""))}
+        given = {
+            "path": str(path),
+            "folder": str(path.parent),
+            "cls": AUTO.get(about.get("head", "")),
+        }
         return (WEIGHTS | ADAPTERS | FOLDERS)[format][1].format(**given)
     return importlib.import_module(f"research.transfer.programs.{format}").USE.format(
         path=str(path)

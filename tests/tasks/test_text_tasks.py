@@ -11,7 +11,23 @@ from research.config import defaults, resolve
 from research.engine import parallel
 from research.errors import UserErrors
 
-WORDS = ["a", "good", "film", "bad", "plot", "the", "actor", "was", "fine", "dull", "and", "long", "short", "sweet", "sad"]
+WORDS = [
+    "a",
+    "good",
+    "film",
+    "bad",
+    "plot",
+    "the",
+    "actor",
+    "was",
+    "fine",
+    "dull",
+    "and",
+    "long",
+    "short",
+    "sweet",
+    "sad",
+]
 
 
 @pytest.fixture
