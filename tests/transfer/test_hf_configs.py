@@ -484,6 +484,8 @@ DECODER_FROM_SCRATCH = {"pool": "last", "head_bias": False}
         ({**DECODER, "window": 8, "qk_norm": True, "global_every": 3}, "lm", "qwen3"),
         ({**GEMMA, "qk_norm": True, "window": 8, "rotary_local_base": 5.0}, "lm", "gemma3_text"),
         ({**GEMMA, "width": 64, "heads": 4, "attention_softcap": 5.0}, "lm", "gemma2"),
+        ({**GEMMA, "attention_scale": 20**-0.5}, "lm", "gemma2"),
+        ({**DECODER, "rotary_local_base": 7.0, "global_every": 3}, "lm", "llama"),  # of no window
         (ENCODER, "mlm", "bert"),
         ({**ENCODER, "types": 0, "pooler": "relu"}, "classify", "distilbert"),
         ({**ENCODER, "position_offset": 1}, "classify", "roberta"),
