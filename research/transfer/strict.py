@@ -118,6 +118,13 @@ class Problems:
             table = len(wanted) == 3 and wanted[0] == 1 and differs == [1]
             if table or (len(wanted) == 4 and differs == [2]):
                 return f"add (r'{exact}', 'resize')"
+            if path == "position/embedding" and differs == [0]:
+                return f"set config.model.context={found[0]}, the rows of its position table"
+            if path == "embed/embedding" and differs == [0]:
+                return (
+                    f"take the tokenizer of these weights, which has {found[0]} tokens or fewer "
+                    "(config.tokenizer.name='pretrained')"
+                )
             if sorted(found) == sorted(wanted) and len(entry.theirs) == 1 and len(found) == 2:
                 name = self.renamed.get(entry.theirs[0], entry.theirs[0])
                 return f"add (r'^{re.escape(name)}$', 'transpose', (1, 0))"

@@ -8,9 +8,10 @@ Gemma 2 and Gemma 3 (text). Each with a head for classes, one for tokens, or non
     RoBERTa     classifier.out_proj (after classifier.dense), lm_head
     others      score; lm_head, which is absent or equal to the embedding where the model ties them
 
-Files of a bare encoder or decoder lack the first word, 'bert.', 'transformer.' or 'model.'; files of 2018 call a norm's
-scale gamma and its bias beta. GPT-2 keeps queries, keys and values in one array and its kernels as they are here, [in,
-out]. Gemma's norms multiply by 1 + their weight, which the model does as well, so the arrays are the same.
+BERT's pooler is the layer before its head; RoBERTa's head has one of its own and no use for a bare model's pooler.
+Files of a bare encoder or decoder lack the first word, 'bert.', 'transformer.' or 'model.'; files of 2018 call a
+norm's scale gamma and its bias beta. GPT-2 keeps queries, keys and values in one array and its kernels as they are
+here, [in, out]. Gemma's norms multiply by 1 + their weight, which the model does as well, so the arrays are the same.
 """
 
 import re
@@ -88,7 +89,8 @@ def _distilbert(options: dict[str, Any], shapes: Shapes) -> Rows:
 
 
 def _gpt2(options: dict[str, Any], shapes: Shapes) -> Rows:
-    layer, same = r"transformer.h.\1", {}  # kernels are not transposed
+    layer = r"transformer.h.\1"
+    same: dict[int, tuple[int, ...]] = {}  # kernels are not transposed
     fused = tuple(
         Row(rf"{_LAYER}attention/{part}", (rf"{layer}.attn.c_attn",), same, (i, 3))
         for i, part in enumerate(("query", "key", "value"))
@@ -212,11 +214,10 @@ NAMINGS = (
         TORCH,
         _roberta,
         (r"^roberta\.encoder\.layer\.0\.attention\.self\.query\.weight$",),
-        # Its head for classes has a layer of its own in the pooler's place.
-        ignored=(r"\.position_ids$", POOLER[0], r"^lm_head\.bias$"),
+        ignored=(r"\.position_ids$", r"^lm_head\.bias$"),
         beside=((r"^(lm_head)\.decoder\.bias$", r"\1.bias", None),),
         tied=_tied("roberta.embeddings.word_embeddings", "lm_head.decoder", "lm_head.bias"),
-        parts=(CLASSES, TOKENS),
+        parts=(CLASSES, TOKENS, POOLER),
         match=_matching("roberta.", ("lm_head.", "classifier.")),
     ),
     Naming(

@@ -43,8 +43,8 @@ def read(source: str) -> Arrays:
 
     Args:
       source: 'safetensors:FILE' or its folder, 'torch:FILE' (.pth, .pt, .bin), 'keras:FILE' (.keras, .weights.h5, .h5),
-        'hf:FOLDER' (a downloaded Hugging Face model) or 'hf:ORG/NAME' (of the hub), 'package:NAME' (an installed Python package that carries one
-        weight file; it isn't imported) or 'package:NAME/relative/path' (one of several).
+        'hf:FOLDER' (a downloaded Hugging Face model) or 'hf:ORG/NAME' (of the hub), 'package:NAME' (an installed Python
+        package that carries one weight file; it isn't imported) or 'package:NAME/relative/path' (one of several).
 
     Raises:
       UserError: the source is misspelt or not there, or its file is damaged or holds more than arrays.

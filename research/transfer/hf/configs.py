@@ -170,10 +170,10 @@ def from_model(
     misses = {kind.name: _misses(kind, wanted, head, pad) for kind in kinds}
     name = min(misses, key=lambda key: len(misses[key]))
     if misses[name]:
-        nearest = f"the nearest is {name}, but for" if not model_type else f"{name} has no"
+        nearest = f"model_type {name}" if model_type else f"the nearest, {name},"
         raise UserError(
-            f"--format=hf: transformers has no model with these options; {nearest} {', '.join(misses[name])}; "
-            "change them, or use --format=safetensors"
+            f"--format=hf: transformers has no model with these options; {nearest} differs in "
+            f"{', '.join(misses[name])}; change them, or use --format=safetensors"
         )
     return {
         "architectures": [TYPES[name].heads[head]],
@@ -251,12 +251,11 @@ def _misses(kind: ModelType, wanted: Options, head: str, pad: int | None) -> lis
         found = _read(kind, written)
     except Uncovered as error:
         return [*misses, str(error)]
-    left_out = OF_TRAINING if head == "classify" else (*OF_TRAINING, *OF_CLASSES)
-    left_out += ("tied",) if head == "classify" else ()
+    of_head = ("tied",) if head == "classify" else OF_CLASSES
     return misses + [
         f"model.{key}={wanted[key]!r} (it has {found[key]!r})"
         for key in DEFAULTS
-        if key not in left_out and found[key] != wanted[key]
+        if key not in (*OF_TRAINING, *of_head) and found[key] != wanted[key]
     ]
 
 

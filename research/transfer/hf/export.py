@@ -104,7 +104,7 @@ def _write_arrays(out_dir: Path, arrays: dict[str, np.ndarray], most: int) -> No
     if len(parts) == 1:
         safetensors.write(out_dir / safetensors.SINGLE, arrays, METADATA)
         return
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         safetensors.write(out_dir / name, part, METADATA)
