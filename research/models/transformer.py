@@ -47,7 +47,7 @@ class Model(nn.Module):
     head: str  # 'classify', 'lm' or 'mlm'
     dtype: Any
     axis_name: str | None
-    vocabulary: int = 0  # rows of the embedding, where weights bring more than vocab_size; 0: so many
+    vocabulary: int = 0  # rows of the embedding, where weights bring more; 0: vocab_size
     width: int = 256
     depth: int = 6
     heads: int = 8

@@ -1,4 +1,4 @@
-"""Recurrent models: padding, packed documents, caches, dropouts by example, and the sizes of what they compute.
+"""What recurrent models promise: padding and neighbours count for nothing, a cache changes nothing, dropout by example."""
 
 import jax
 import jax.numpy as jnp
