@@ -1,4 +1,4 @@
-"""What recurrent models promise: padding and neighbours count for nothing, a cache changes nothing, dropout by example."""
+"""What recurrent models promise: padding and neighbours do not count, a cache changes nothing, dropout by example."""
 
 import jax
 import jax.numpy as jnp
