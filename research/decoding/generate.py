@@ -92,7 +92,7 @@ def generate(
             Stream(prompt, decode, eos, tuple(options.stop), limit, first + i, emit)
             for i, (prompt, limit) in enumerate(zip(part, room, strict=True))
         ]
-        numbers = first + np.arange(rows, dtype=np.int32)  # rows that are too many are done from the start
+        numbers = first + np.arange(rows, dtype=np.uint32)  # rows that are too many are done from the start
         batch = _pad([*part, *[part[0]] * (rows - len(part))], context, pad)
         limits = np.array(room + [0] * (rows - len(part)), np.int32)
         programs = partial(_start, apply, cache_of, how, tuple(eos)), partial(
@@ -223,8 +223,10 @@ def _steps(
 
 def _add(state: State, logits, how: Sampling, eos, numbers, limits, seed) -> State:
     """The state with one more token a row, drawn from the logits [B, V]."""
-    key = jax.random.key(seed)
-    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), state.count))(numbers)
+    # A key of threefry is two words. Each hash that deriving it by `fold_in` would take is slow to compile.
+    words = jnp.stack([jnp.full_like(numbers, seed), numbers], -1)
+    keys = jax.random.wrap_key_data(words, impl="threefry2x32")
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.count)
     token = choose(logits, how, keys, state.seen)
     seen = state.seen
     if seen is not None:
