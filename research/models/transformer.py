@@ -12,35 +12,23 @@ Parameters:
     pooler/{kernel, bias}   head/{kernel, bias}   mlm/{dense/{kernel, bias}, norm/{scale, bias}, bias [V]}
 """
 
-from dataclasses import fields
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import Scope
 
-from research.models.layers import Dense, Dropout, named
-from research.models.layers.block import ACTIVATIONS, Block, Context, Options, Slots, normal
+from research.models.layers import Dense, Dropout, named, options
+from research.models.layers.block import Block, Context, MaskedHead
+from research.models.layers.cache import Slots, empty, extend, filled
 from research.models.layers.norm import Norm
 from research.ops.attention import visible
-from research.ops.rotary import angles, frequencies
+from research.ops.rotary import angles
 from research.ops.segments import count_positions, last_token, pool
 
 # Parameter paths from the tokens to the output; numbers count within a pattern.
 LAYERS = (r"(embed|position|type|embed_norm)/", r"block_(\d+)/", r"(norm|pooler|mlm|head)/")
-POLICIES = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}  # remat -> what is kept for the gradient
-CHOICES = {
-    "head": ("classify", "lm", "mlm"),
-    "norm": ("layer", "rms"),
-    "position": ("learned", "rotary", "none"),
-    "activation": tuple(ACTIVATIONS),
-    "pool": ("first", "mean", "last"),
-    "pooler": ("", "tanh", "relu"),
-    "remat": ("none", *POLICIES),
-}
 
 
 class Model(nn.Module):
@@ -124,11 +112,11 @@ class Model(nn.Module):
         Returns:
           [B, outputs] of head 'classify'; [B, T, V] of 'lm' and 'mlm'.
         """
-        self._check(tokens.shape[1], cache is not None)
+        options.check(self, tokens.shape[1], cached=cache is not None)
         keys = keys if train else None
         real, places = segments, jnp.arange(tokens.shape[1])
         if cache is not None:
-            cache, real, positions = self._extend(cache, tokens, segments, positions)
+            cache, real, positions = extend(cache, tokens.shape, segments, positions)
             places = cache["index"] + places
         elif positions is None:
             positions = places[None] if segments is None else count_positions(segments)
@@ -154,37 +142,8 @@ class Model(nn.Module):
         Its 'keys' and 'values' are L arrays [B, K, S, E] each, so that a donated one is written in place; 'valid'
         bool and 'positions' int32 [B, S] tell of its tokens; 'index' int32 [] is the slot of the next.
         """
-        if self.position == "learned":
-            self._check_length(slots)
-        o = self._options()
-
-        def zeros() -> tuple[jax.Array, ...]:
-            shape = (batch_size, o.kv_heads, slots, o.head_width)
-            return tuple(jnp.zeros(shape, self.dtype) for _ in range(self.depth))
-
-        return {
-            "keys": zeros(),
-            "values": zeros(),
-            "valid": jnp.zeros((batch_size, slots), bool),
-            "positions": jnp.zeros((batch_size, slots), jnp.int32),
-            "index": jnp.zeros((), jnp.int32),
-        }
-
-    def _extend(self, cache: dict, tokens: jax.Array, segments: Any, positions: Any) -> tuple:
-        """The cache that knows of the new tokens, their segments [B, T] and their positions [B, T]."""
-        b, t = tokens.shape
-        if t > cache["valid"].shape[1]:
-            raise ValueError(f"{t} tokens do not fit a cache of {cache['valid'].shape[1]} slots")
-        real = jnp.ones((b, t), bool) if segments is None else segments != 0
-        if positions is None:
-            positions = cache["valid"].sum(1, dtype=jnp.int32)[:, None] + jnp.cumsum(real, 1) - 1
-            positions = jnp.where(real, positions, 0).astype(jnp.int32)
-        new = {"valid": real, "positions": jnp.broadcast_to(positions, (b, t)).astype(jnp.int32)}
-        written = {
-            key: jax.lax.dynamic_update_slice(cache[key], value, (0, cache["index"]))
-            for key, value in new.items()
-        }
-        return {**cache, **written}, real.astype(jnp.int32), positions
+        options.check(self, slots, cached=True)
+        return empty(options.of(self), self.dtype, batch_size, slots)
 
     def _contexts(self, places: jax.Array, real: Any, positions: jax.Array, cache: Any) -> tuple:
         """What blocks read that see all, and those with a window."""
@@ -192,7 +151,7 @@ class Model(nn.Module):
         if cache is not None:
             slots, theirs = jnp.arange(cache["valid"].shape[1]), cache["positions"]
             seen = (real, cache["valid"].astype(jnp.int32))
-        o = self._options()
+        o = options.of(self)
 
         def context(window: int) -> Context:
             counted = (positions, theirs) if window else None
@@ -223,68 +182,86 @@ class Model(nn.Module):
     def _blocks(self, x: jax.Array, contexts: tuple, keys: Any, cache: Any) -> tuple:
         if self.scan and cache is None:  # a cache's arrays are apart: one loop would copy them
             return self._scan(x, contexts, keys), None
-        made, index = Block, None if cache is None else cache["index"]
+        made = Block
         if self.remat != "none" and cache is None:
-            made = nn.remat(Block, policy=POLICIES[self.remat])
+            made = nn.remat(Block, policy=options.POLICIES[self.remat])
         parts: list[Slots] = []
         for i in range(self.depth):
-            block = made(self._options(), name=f"block_{i}")
-            slots = None if cache is None else Slots(cache["keys"][i], cache["values"][i], index)
-            x, slots = block(x, contexts[self._local(i)], keys, i, slots)
+            block = made(options.of(self), name=f"block_{i}")
+            slots = cache and Slots(cache["keys"][i], cache["values"][i], cache["index"])
+            x, slots = block(x, contexts[options.windowed(self, i)], keys, i, slots)
             x = named(self, f"block{i}", x)
-            parts += [] if slots is None else [slots]
-        if cache is not None:
-            written = {
-                "keys": tuple(p.keys for p in parts),
-                "values": tuple(p.values for p in parts),
-            }
-            cache = {**cache, **written, "index": index + x.shape[1]}
-        return x, cache
+            parts += [slots] if slots else []
+        return x, cache and filled(cache, parts, x.shape[1])
 
     def _scan(self, x: jax.Array, contexts: tuple, keys: Any) -> jax.Array:
-        block, layers = Block(self._options(), parent=None), jnp.arange(self.depth)
+        """The blocks as one `jax.lax.scan` over their stacked parameters, which the model keeps apart."""
         names = [f"block_{i}" for i in range(self.depth)]
         if self.is_initializing():
-            made = jax.vmap(lambda key: block.init(key, x, contexts[0])["params"])(
-                jax.random.split(self.make_rng("params"), self.depth)
-            )
+            drawn = jax.random.split(self.make_rng("params"), self.depth)
+            made = jax.vmap(lambda key: self._one_block({}, x, contexts[0], rng=key)[1])(drawn)
             for i, name in enumerate(names):
                 self.put_variable("params", name, jax.tree.map(lambda leaf, i=i: leaf[i], made))
-        trees = [self.get_variable("params", name) for name in names]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        trees: list[Any] = [self.get_variable("params", name) for name in names]
+        for path, _ in jax.tree_util.tree_leaves_with_path(trees):
+            if path[-1].key.startswith("lora_"):
+                raise ValueError(
+                    "model.scan=True runs all blocks as one, which cannot hold adapters: "
+                    "set model.scan=False, or choose config.lora.layers outside of the blocks"
+                )
 
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
             params, i, local = layer
             context = contexts[0]
             if contexts[1] is not contexts[0]:
                 context = jax.tree.map(lambda a, b: jnp.where(local, b, a), *contexts)
-            return block.apply({"params": params}, x, context, keys, i)[0], None
+            return self._one_block(params, x, context, keys, i)[0], None
 
         if self.remat != "none":
-            body = jax.checkpoint(body, policy=POLICIES[self.remat], prevent_cse=False)
-        local = jnp.asarray([self._local(i) for i in range(self.depth)])
-        return jax.lax.scan(body, x, (stacked, layers, local))[0]
+            body = jax.checkpoint(body, policy=options.POLICIES[self.remat], prevent_cse=False)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        local = jnp.asarray([options.windowed(self, i) for i in range(self.depth)])
+        return jax.lax.scan(body, x, (stacked, jnp.arange(self.depth), local))[0]
+
+    def _one_block(
+        self,
+        params: Any,
+        x: jax.Array,
+        context: Context,
+        keys: Any = None,
+        i: Any = 0,
+        rng: Any = None,
+    ) -> tuple[jax.Array, Any]:
+        """A block with these parameters, or those drawn from `rng`, which are returned too.
+
+        It has a scope of its own, as a loop's body must, and the path of a block for those who intercept its layers.
+        """
+        rngs, mutable = ({}, False) if rng is None else ({"params": rng}, ["params"])
+        scope = Scope({"params": params}, rngs, mutable=mutable, path=("block_0",))
+        block = Block(options.of(self), parent=scope)  # type: ignore[arg-type]
+        x, _ = block(x, context, keys, i)
+        return x, scope.variables()["params"]
 
     def _classify(self, x: jax.Array, segments: Any, keys: Any) -> jax.Array:
         x = named(self, "pooled", pool(x, segments, self.pool))
         if self.pooler:
-            x = Dense(self.width, normal(), self.dtype, name="pooler")(x)
+            x = Dense(self.width, options.normal(), self.dtype, name="pooler")(x)
             x = jnp.tanh(x) if self.pooler == "tanh" else nn.relu(x)
         x = Dropout(self.dropout, name="head_dropout")(x, keys)
-        head = Dense(self.outputs, normal(), self.dtype, self.head_bias, name="head")
+        head = Dense(self.outputs, options.normal(), self.dtype, self.head_bias, name="head")
         return head(x).astype(jnp.float32)
 
     def _decode(self, x: jax.Array, embed: nn.Embed) -> jax.Array:
         """x [B, T, D] -> logits [B, T, V]."""
         bias = None
         if self.head == "mlm":
-            x, bias = MaskedHead(self._options(), self.vocab_size, name="mlm")(x)
+            x, bias = MaskedHead(options.of(self), self.vocab_size, name="mlm")(x)
         # Two axes, for the sake of the gradient; see research/ops/dense.py.
         flat = x.reshape(-1, self.width)
         if self.tied:
             logits = embed.attend(flat)
         else:
-            logits = Dense(self.vocab_size, normal(), self.dtype, False, name="head")(flat)
+            logits = Dense(self.vocab_size, options.normal(), self.dtype, False, name="head")(flat)
         logits = logits.astype(jnp.float32)
         logits = logits if bias is None else logits + bias
         if self.logit_softcap:
@@ -292,77 +269,7 @@ class Model(nn.Module):
         return logits.reshape(*x.shape[:-1], self.vocab_size)
 
     def _table(self, name: str, rows: int) -> nn.Embed:
-        return nn.Embed(rows, self.width, self.dtype, embedding_init=normal(), name=name)
+        return nn.Embed(rows, self.width, self.dtype, embedding_init=options.normal(), name=name)
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return Norm(self.norm, self.norm_epsilon, self.norm_offset, name=name)(x)
-
-    def _local(self, i: int) -> bool:
-        """Whether block i has the window."""
-        everywhere = not self.window or (self.global_every and (i + 1) % self.global_every == 0)
-        return not everywhere
-
-    def _options(self) -> Options:
-        width = self.head_width or self.width // self.heads
-        given = {
-            "kv_heads": self.kv_heads or self.heads,
-            "head_width": width,
-            "hidden": self.hidden or 4 * self.width,
-            "attention_scale": self.attention_scale or width**-0.5,
-        }
-        return Options(
-            **{f.name: given.get(f.name, getattr(self, f.name)) for f in fields(Options)}
-        )
-
-    def _check(self, length: int, cached: bool) -> None:
-        for key, choices in CHOICES.items():
-            if (value := getattr(self, key)) not in choices:
-                listed = ", ".join(repr(choice) for choice in choices)
-                raise ValueError(f"model.{key}={value!r} is none of {listed}")
-        if not self.head_width and self.width % self.heads:
-            raise ValueError(
-                f"model.width={self.width} does not divide by model.heads={self.heads}; "
-                "set model.head_width, or another number of heads"
-            )
-        if self.kv_heads and self.heads % self.kv_heads:
-            raise ValueError(
-                f"model.heads={self.heads} does not divide by model.kv_heads={self.kv_heads}: "
-                "each head of keys and values serves as many heads of queries as any other"
-            )
-        if self.position == "rotary":
-            frequencies(self._options().head_width, self.rotary_base, self.rotary_scaling)
-        if self.position == "learned":
-            self._check_length(length)
-        if self.global_every and not self.window:
-            raise ValueError(
-                f"model.global_every={self.global_every} needs model.window: without it all blocks see all"
-            )
-        if cached and (not self.causal or self.head != "lm"):
-            raise ValueError(
-                "a cache needs model.causal=True and head 'lm': tokens that come later change no earlier ones"
-            )
-
-    def _check_length(self, length: int) -> None:
-        if length + self.position_offset > self.context:
-            raise ValueError(
-                f"rows of {length} tokens are longer than the position table, model.context={self.context} rows"
-                + (
-                    f" of which the first {self.position_offset} are not for tokens"
-                    if self.position_offset
-                    else ""
-                )
-            )
-
-
-class MaskedHead(nn.Module):
-    """BERT's: norm(activation(dense(x))), x [B, T, D], and the bias [V] that comes after the output's matrix."""
-
-    options: Options
-    vocab_size: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        o = self.options
-        x = ACTIVATIONS[o.activation](Dense(o.width, normal(), o.dtype, name="dense")(x))
-        x = Norm(o.norm, o.norm_epsilon, o.norm_offset, name="norm")(x)
-        return x, self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32)

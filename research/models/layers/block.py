@@ -4,57 +4,23 @@ B examples, T tokens, D width, H heads, K heads of keys and values, E width of a
 S slots of a cache.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from research.models.layers import Dense
+from research.models.layers.cache import Slots
 from research.models.layers.norm import Norm
+from research.models.layers.options import ACTIVATIONS, Options, normal
 from research.ops.attention import attend
 from research.ops.dropout import dropout
 from research.ops.rotary import rotate
 from research.ops.slots import write
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": partial(nn.gelu, approximate=False),
-    "gelu_tanh": partial(nn.gelu, approximate=True),
-    "silu": nn.silu,
-    "relu": nn.relu,
-}
 # Tell the dropouts of one block apart. Not by path: under a scan all blocks have one path, and masks must not change.
 SALT_WEIGHTS, SALT_ATTENTION, SALT_MLP = 1, 2, 3
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a block is; the model's options of the same names, zeros filled in."""
-
-    width: int
-    depth: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    hidden: int
-    prenorm: bool
-    norm: str
-    norm_epsilon: float
-    norm_offset: bool
-    norm_after: bool
-    qk_norm: bool
-    activation: str
-    gated: bool
-    qkv_bias: bool
-    out_bias: bool
-    mlp_bias: bool
-    attention_scale: float
-    attention_softcap: float
-    dropout: float
-    attention_dropout: float
-    dtype: Any
 
 
 class Context(NamedTuple):
@@ -62,14 +28,6 @@ class Context(NamedTuple):
 
     mask: jax.Array | None  # bool [B or 1, T, S]: who sees whom
     turns: tuple[jax.Array, jax.Array] | None  # cos and sin of rotary positions
-
-
-class Slots(NamedTuple):
-    """One block's part of a cache."""
-
-    keys: jax.Array  # [B, K, S, E], after norm and rotation
-    values: jax.Array  # [B, K, S, E]
-    index: jax.Array  # int32 []: where the next tokens go
 
 
 class Block(nn.Module):
@@ -132,8 +90,8 @@ class Attention(nn.Module):
 
         q, k, v = heads("query", o.heads), heads("key", o.kv_heads), heads("value", o.kv_heads)
         if slots is not None:
-            k, v = write((slots.keys, slots.values), (k, v), slots.index)
-            slots = Slots(k, v, slots.index)
+            k, v = write((slots.keys, slots.values), (k, v), slots.place)
+            slots = Slots(k, v, slots.place)
         y, weights = attend(
             q,
             k,
@@ -170,6 +128,15 @@ class Mlp(nn.Module):
         return Dense(o.width, normal(o), o.dtype, o.mlp_bias, name="down")(y)
 
 
-def normal(o: Options | None = None) -> Callable:
-    """Deviation 0.02, as BERT and GPT-2; over sqrt(2 depth) where a residual branch ends (GPT-2, section 2.3)."""
-    return nn.initializers.normal(0.02 if o is None else 0.02 / (2 * o.depth) ** 0.5)
+class MaskedHead(nn.Module):
+    """BERT's: norm(activation(dense(x))), x [B, T, D], and the bias [V] that comes after the output's matrix."""
+
+    options: Options
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        o = self.options
+        x = ACTIVATIONS[o.activation](Dense(o.width, normal(), o.dtype, name="dense")(x))
+        x = Norm(o.norm, o.norm_epsilon, o.norm_offset, name="norm")(x)
+        return x, self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
