@@ -43,9 +43,11 @@ class State(NamedTuple):
     cache: Any
     token: jax.Array  # int32 [B] the last one made, which the model has not read yet
     position: jax.Array  # int32 [B] its position
-    count: jax.Array  # int32 [] tokens made for each row
+    made: jax.Array  # int32 [] tokens made for each row
     done: jax.Array  # bool [B]
-    seen: jax.Array | None  # bool [B, V] tokens of the prompt and made; None without a repetition penalty
+    seen: (
+        jax.Array | None
+    )  # bool [B, V] tokens of the prompt and made; None without a repetition penalty
 
 
 def generate(
@@ -92,11 +94,14 @@ def generate(
             Stream(prompt, decode, eos, tuple(options.stop), limit, first + i, emit)
             for i, (prompt, limit) in enumerate(zip(part, room, strict=True))
         ]
-        numbers = first + np.arange(rows, dtype=np.uint32)  # rows that are too many are done from the start
+        numbers = first + np.arange(
+            rows, dtype=np.uint32
+        )  # rows that are too many are done from the start
         batch = _pad([*part, *[part[0]] * (rows - len(part))], context, pad)
         limits = np.array(room + [0] * (rows - len(part)), np.int32)
-        programs = partial(_start, apply, cache_of, how, tuple(eos)), partial(
-            _steps, apply, how, tuple(eos)
+        programs = (
+            partial(_start, apply, cache_of, how, tuple(eos)),
+            partial(_steps, apply, how, tuple(eos)),
         )
         _run(programs, params, batch, numbers, limits, options, context, streams, steps)
         made += [Generated(np.array(s.ids, np.int32), s.reason, s.text) for s in streams]
@@ -226,14 +231,14 @@ def _add(state: State, logits, how: Sampling, eos, numbers, limits, seed) -> Sta
     # A key of threefry is two words. Each hash that deriving it by `fold_in` would take is slow to compile.
     words = jnp.stack([jnp.full_like(numbers, seed), numbers], -1)
     keys = jax.random.wrap_key_data(words, impl="threefry2x32")
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.count)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.made)
     token = choose(logits, how, keys, state.seen)
     seen = state.seen
     if seen is not None:
         seen = seen.at[jnp.arange(len(token)), token].set(True)
-    count = state.count + 1
-    over = jnp.isin(token, jnp.array(eos, jnp.int32)) | (count >= limits)
-    return State(state.cache, token, state.position + 1, count, state.done | over, seen)
+    made = state.made + 1
+    over = jnp.isin(token, jnp.array(eos, jnp.int32)) | (made >= limits)
+    return State(state.cache, token, state.position + 1, made, state.done | over, seen)
 
 
 def _pad(prompts: Sequence[np.ndarray], context: int, pad: int) -> dict[str, np.ndarray]:

@@ -31,7 +31,9 @@ class Stream:
         self._decode, self._eos, self._emit = decode, frozenset(eos), emit
         self._stop = tuple(text for text in stop if text)
         self._limit, self._number = limit, number
-        self._window = [int(i) for i in prompt[-BEFORE:]]  # the last tokens; the first `_read` are done with
+        self._window = [
+            int(i) for i in prompt[-BEFORE:]
+        ]  # the last tokens; the first `_read` are done with
         self._read = len(self._window)
         self._given = len(self._whole())  # characters of the window's text that are done with
         self._held = ""  # text that is not emitted yet
