@@ -14,6 +14,7 @@ from research.task import Section
 
 _SMALL = 96  # pictures up to this many pixels are enlarged, pixel by pixel
 _LARGE = 256  # larger ones are made smaller, or the page would weigh megabytes
+_SENTENCE = 40  # characters from which on a cell is text to be read, and may be broken anywhere
 _CONFUSIONS = 12  # most frequent mistakes listed under a confusion matrix
 
 
@@ -76,6 +77,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(value: Any, style: str) -> str:
+    if isinstance(value, str) and len(value) > _SENTENCE:
+        style = ' class="words"'
     if isinstance(value, float | np.floating):
         text = figure(float(value))
     else:
@@ -171,7 +174,7 @@ section,.tile,.plot{background:var(--card);border:1px solid var(--line);border-r
 section{padding:16px;margin-top:16px}
 .headline{font-size:2.25rem;font-weight:650;line-height:1.2}
 .headline small{font-size:1rem;font-weight:400;color:var(--soft);white-space:nowrap}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(132px,1fr));gap:10px;margin-top:16px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(144px,1fr));gap:10px;margin-top:16px}
 .tile{padding:10px 12px}.tile b{display:block;font-size:1.15rem;font-weight:600}
 .tile span{color:var(--soft);font-size:.8125rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:12px}
@@ -196,6 +199,7 @@ th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line)
 th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:600;font-size:.8125rem}
 td small{color:var(--soft);white-space:nowrap}
 .number{text-align:right}
+.words{overflow-wrap:anywhere;min-width:9rem;unicode-bidi:plaintext}
 .beside{display:flex;flex-wrap:wrap;gap:8px 40px}.beside>*{min-width:0;max-width:100%}
 .beside h3:first-child{margin-top:0}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr));gap:14px}
@@ -204,6 +208,6 @@ td small{color:var(--soft);white-space:nowrap}
 .pixels{image-rendering:pixelated}
 summary{cursor:pointer;font-weight:600;font-size:1.05rem}
 pre{font:.8125rem/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;margin:12px 0 0}
-@media(max-width:560px){section{padding:12px}td small{display:block}th,td{padding-right:10px}
+@media(max-width:560px){section{padding:12px}td small{display:block}.words{min-width:6.5rem}th,td{padding-right:10px}
 .headline small{display:block}}
 """

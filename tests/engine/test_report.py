@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from research.engine import plots
+from research.engine.page import STYLE, table
 from research.engine.report import write_report
 from research.task import Section
 
@@ -230,3 +231,13 @@ def test_further_tests_stand_beside_the_test(run):
     curve = plots.line_plot("loss", {"train": ([1, 2], [1.0, 0.5])}, marks=marks)
     keys = re.findall(r'class="key s(\d)">(\w+) ', curve)
     assert len({colour for colour, _ in keys}) == len(keys) == 4
+
+
+def test_long_texts_may_be_broken_and_short_words_may_not():
+    """Else one long word makes a table wider than a phone."""
+    page = Page(table(("class", "loss", "text"), [("up", 0.5, "x" * 200), ("down", 0.25, "short")]))
+    assert [cell.get("class") for cell in page.all("td")] == [
+        *(None, "number", "words"),
+        *(None, "number", None),
+    ]
+    assert re.search(r"\.words\{[^}]*overflow-wrap:anywhere", STYLE)
