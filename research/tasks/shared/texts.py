@@ -9,6 +9,7 @@ from research.data.text import store
 from research.data.tokenizer import Tokenizer, obtain
 from research.errors import UserError, UserErrors
 from research.tasks.shared import models
+from research.tasks.shared.unread import demand_read
 
 ENDINGS = (".txt", ".jsonl")  # of files that hold texts to predict
 
@@ -17,8 +18,9 @@ def prepare(config: Any, *, labelled: bool) -> store.TextStore:
     """Returns the texts.
 
     Raises:
-      UserErrors: they cannot be had.
+      UserErrors: they cannot be had, or the config says something of pictures.
     """
+    demand_read(config, "texts")
     if config.data.loader != "memory":
         raise UserError(
             f"config.data.loader={config.data.loader}: texts are read from memory; set it to memory"
