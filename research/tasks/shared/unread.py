@@ -22,7 +22,7 @@ def demand_read(config: Any, kind: str) -> None:
     (other,) = ONLY.keys() - {kind}
     usual, here = flatten(defaults().to_dict()), flatten(config.to_dict())
     lines = [
-        f"config.{key}={here[key]!r}: is for {other}, and config.task.name={config.task.name} reads {kind}; leave it out"
+        f"config.{key}={here[key]!r}: is for {other}, and {config.task.name} reads {kind}; leave it out"
         for key in usual
         if key.startswith(ONLY[other]) and here.get(key) != usual[key]
     ]
