@@ -147,6 +147,8 @@ def resolve(
         source = texts.get("pretrained.source", given.get("pretrained.source", ""))
         try:
             described = _described(source)
+            if given.get("model.name") != PRETRAINED:  # then its options are of another model
+                given = {key: v for key, v in given.items() if not key.startswith("model.")}
             texts.pop("model.name", None)
             if given.get("pretrained.naming"):
                 described.pop("pretrained.naming")

@@ -108,20 +108,6 @@ def build(
         logits = apply(params, model_state, batch, None, train=False)
         return {**sums(logits, batch), "bytes": batch["bytes"], "id": batch["id"]}
 
-    def intermediates(
-        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
-    ):
-        _, variables = apply(
-            params,
-            model_state,
-            batch,
-            models.example_keys(batch, rngs),
-            train=True,
-            capture_intermediates=True,
-            mutable=["intermediates", *model_state],
-        )
-        return dict(models.in_order(variables["intermediates"]))
-
     def measure(outputs: dict[str, np.ndarray], final: bool) -> dict[str, float]:
         # Where only part of a text is foretold, its bytes are no measure of it.
         size = outputs["bytes"] if causal and not data.chat else None
@@ -170,7 +156,7 @@ def build(
         init=model.init,
         loss=loss,
         predict=predict,
-        intermediates=intermediates,
+        intermediates=models.intermediates(apply),
         features=lambda params, model_state, batch: {},
         layers=model.layers,
         about={

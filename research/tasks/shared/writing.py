@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from research.data.text import encode
 from research.data.tokenizer import Tokenizer
 from research.decoding.generate import generate
-from research.errors import UserError
 
 
 def write(
@@ -52,8 +52,8 @@ def write(
 
 
 def ends(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
-    """Returns the tokens that end a text: the tokenizer's own, and what closes an answer in its chat template."""
-    found = [] if tokenizer.eos is None else [tokenizer.eos]
+    """Returns the tokens that end a text: the one in training, and what closes an answer in the chat template."""
+    found = [encode.ends(tokenizer)[1]]
     if chat:
         ids, weights = tokenizer.chat(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], answer=False
@@ -67,11 +67,8 @@ def ends(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> np.ndarray:
     if chat:
         return tokenizer.chat([{"role": "user", "content": prompt}], answer=True)[0]
-    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
-    if start is None and not prompt:
-        raise UserError("--prompt: is empty, and the tokenizer has no token to begin with")
-    head = [] if start is None else [start]
-    return np.concatenate([np.array(head, np.int32), *tokenizer.encode([prompt], special=False)])
+    opening, _ = encode.ends(tokenizer)
+    return np.array([opening, *tokenizer.encode([prompt], special=False)[0]], np.int32)
 
 
 @lru_cache(maxsize=4)
