@@ -15,7 +15,7 @@ COMMON = (
     "--config.train.batch_size=4",
     "--config.eval.batch_size=8",
     "--config.eval.bootstrap=0",
-    "--config.log.every=steps=3",
+    "--config.log.every=steps=30",
     "--config.log.tensorboard=false",
 )
 LLAMA = (
@@ -89,10 +89,10 @@ def given(root, place, way="full"):
         f"--config.data.path={place}/chat.jsonl",
         "--config.data.split_column=split",
         "--config.data.validation_fraction=0",
-        "--config.checkpoint.every=steps=5",
+        "--config.checkpoint.every=steps=40",
         "--config.checkpoint.best=test/loss",
         "--config.data.text.max_length=128",
-        "--config.train.duration=steps=12",
+        "--config.train.duration=steps=90",
         "--config.optimizer.learning_rate=1e-2",
     )
 
@@ -159,7 +159,7 @@ def test_a_stopped_run_ends_in_the_same_bits(root, launch, place, tmp_path, monk
 
     def tick(self, at):
         old(self, at)
-        if at == 7:
+        if at == 51:
             signal.raise_signal(signal.SIGTERM)
 
     run = (*given(root, place), f"--workdir={tmp_path}")

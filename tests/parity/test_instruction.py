@@ -11,7 +11,7 @@ import pytest
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-pytestmark = [pytest.mark.parity, pytest.mark.slow]
+pytestmark = pytest.mark.parity
 
 LETTERS = "abcdefghijklmnopqrst"
 ROLES = ("<|user|>", "<|assistant|>", "<|system|>")
@@ -25,7 +25,7 @@ FLAGS = (
     "--config.data.validation_fraction=0.05",
     "--config.data.text.max_length=64",
     "--config.train.batch_size=16",
-    "--config.train.duration=steps=1000",
+    "--config.train.duration=steps=700",
     "--config.optimizer.learning_rate=3e-3",
     "--config.optimizer.schedule.warmup=steps=50",
     "--config.eval.batch_size=64",
@@ -65,6 +65,7 @@ def llama(tmp_path_factory):
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
+        initializer_range=0.1,  # a network of this width hardly learns from values as small as 0.02
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
@@ -75,12 +76,12 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words():
-    """2,000 words of 3 to 5 letters; every fifth is held out."""
+    """3,000 words of 3 to 5 letters; every tenth is held out."""
     rng, found = random.Random(0), set()
-    while len(found) < 2000:
+    while len(found) < 3000:
         found.add("".join(rng.choice(LETTERS) for _ in range(rng.randint(3, 5))))
     listed = sorted(found)
-    return {"test": listed[::5], "train": [word for i, word in enumerate(listed) if i % 5]}
+    return {"test": listed[::10], "train": [word for i, word in enumerate(listed) if i % 10]}
 
 
 def answer(word):
