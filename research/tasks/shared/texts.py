@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from research.data.text import store
 from research.data.tokenizer import Tokenizer, obtain
-from research.errors import UserError
+from research.errors import UserError, UserErrors
 from research.tasks.shared import models
 
 
@@ -65,9 +65,11 @@ def build_model(
                 f"the tokenizer.json and config.json of {config.pretrained.source} are not of one model; get it anew, "
                 "or give the model rows for the tokens that were added (resize_token_embeddings of transformers)"
             )
-        raise UserError(
-            f"config.tokenizer: has {tokenizer.size:,} tokens, but the model knows "
-            f"config.model.vocabulary={known:,}: {mend}"
+        raise UserErrors(
+            [
+                f"config.tokenizer: has {tokenizer.size:,} tokens, but the model knows "
+                f"config.model.vocabulary={known:,}: {mend}"
+            ]
         )
     return models.build(
         config,
