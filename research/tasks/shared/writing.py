@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import jax
 import numpy as np
 
 from research.data.text import encode
@@ -15,7 +16,7 @@ def write(
     module: Any,
     variables: dict[str, Any],
     tokenizer: Tokenizer,
-    prompts: list[str],
+    prompts: list[Any],
     options: Any,
     emit: Callable[[int, str], None],
     *,
@@ -27,7 +28,7 @@ def write(
     Args:
       module: a Linen module of tokens with a cache.
       variables: its collections.
-      prompts: texts; with `chat` what a user says, put into the tokenizer's chat template.
+      prompts: texts; with `chat` lists of messages, put into the tokenizer's chat template.
       options: the section config.generate.
       emit: called with the number of a prompt and each further piece of what follows it.
       context: tokens that a prompt and what follows it may have together.
@@ -35,6 +36,7 @@ def write(
     Raises:
       UserErrors: a prompt is longer than the context.
     """
+    variables = jax.device_put(variables)  # once, and not with every burst of tokens
     apply, cache_of = _programs(module)
     made = generate(
         apply,
@@ -64,9 +66,9 @@ def ends(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> np.ndarray:
+def _ids(tokenizer: Tokenizer, prompt: Any, chat: bool) -> np.ndarray:
     if chat:
-        return tokenizer.chat([{"role": "user", "content": prompt}], answer=True)[0]
+        return tokenizer.chat(prompt, answer=True)[0]
     opening, _ = encode.ends(tokenizer)
     return np.array([opening, *tokenizer.encode([prompt], special=False)[0]], np.int32)
 
