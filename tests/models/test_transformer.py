@@ -1,7 +1,7 @@
 """The transformer against NumPy written out in float64; who sees whom, through gradients and bytes."""
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -231,19 +231,19 @@ def test_gradients_against_differences(kind):
     np.testing.assert_allclose(found, (at(1e-4) - at(-1e-4)) / 2e-4, rtol=2e-3, atol=1e-3)
 
 
-def influence(m, params, segments, t):
-    """For each token of each row, the largest gradient of any logit at t by what it is embedded as."""
+def influence(m, params, segments):
+    """A function of t: for each token, the largest gradient of any logit at t by what the token is embedded as."""
     embedded = m.apply(
         {"params": params}, TOKENS, train=False, segments=segments, mutable=["intermediates"]
     )[1]["intermediates"]["embedded"][0]
 
-    def logits(given):
+    def logits(given, t):
         variables = {"params": params, "given": {"embedded": given}}
         out = m.apply(variables, TOKENS, train=False, segments=segments)
         return out[:, t].sum(0)
 
-    jacobian = jax.jit(jax.jacrev(logits))(embedded)  # [V, B, T, D]
-    return np.abs(jacobian).max((0, 3))
+    jacobian = jax.jit(jax.jacrev(logits))  # [V, B, T, D]
+    return lambda t: np.abs(jacobian(embedded, t)).max((0, 3))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "roberta"])
@@ -251,9 +251,9 @@ def influence(m, params, segments, t):
 def test_nothing_comes_from_the_future_padding_or_another_document(kind, scan):
     head, options = KINDS[kind]
     m = model(head, **options | dict(depth=2), scan=scan)
-    params = parameters(m)
+    by = influence(m, parameters(m), SEGMENTS)
     for t in (2, 4, 8):
-        found = influence(m, params, SEGMENTS, t)
+        found = by(t)
         allowed = (SEGMENTS[:, t : t + 1] == SEGMENTS) & (SEGMENTS != 0)
         allowed[:, t + 1 :] &= not m.causal
         allowed[:, t] = True  # padding's own residual stream; nobody reads it
@@ -263,7 +263,7 @@ def test_nothing_comes_from_the_future_padding_or_another_document(kind, scan):
 
 def test_a_window_is_exact():
     m = model(**MODERN | dict(depth=1, window=3))
-    found = influence(m, parameters(m), np.ones((3, T), int), 6)
+    found = influence(m, parameters(m), np.ones((3, T), int))(6)
     assert (found[:, 4:7] > 0).all() and not found[:, :4].any() and not found[:, 7:].any()
 
 
@@ -519,7 +519,7 @@ def test_initial_values():
     deep = dict(width=64, depth=8, heads=4)  # out's deviation is 0.02 / 4
     for scan in (False, True):
         m = model(**deep, scan=scan)
-        params = m.init(KEYS[0], TOKENS, train=False)["params"]
+        params = jax.jit(partial(m.init, train=False))(KEYS[0], TOKENS)["params"]
         for name, expected in (("query", 0.02), ("out", 0.005)):
             kernels = [params[f"block_{i}"]["attention"][name]["kernel"] for i in range(8)]
             assert abs(np.std(kernels) / expected - 1) < 0.05
@@ -555,7 +555,7 @@ def test_adapters(remat):
     chosen = section(r"block_\d+/attention/(query|value)$", "embed$")
     plain = task_of(model(**MODERN | dict(depth=2), remat=remat))
     adapted = lora.adapt(plain, chosen)
-    params, _ = adapted.init(KEYS[0])
+    params, _ = jax.jit(adapted.init)(KEYS[0])
     layers = [f"block_{i}/attention/{name}" for i in range(2) for name in ("query", "value")]
     flat = {
         "/".join(k.key for k in path): leaf

@@ -160,3 +160,15 @@ def test_slots_are_written_in_place(batch):
     buffer = jnp.asarray(old)
     before = buffer.unsafe_buffer_pointer()
     assert compiled(buffer, jnp.asarray(old), new, 0)[0].unsafe_buffer_pointer() == before
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_reads_the_slots_makes_no_copy_of_them(batch):
+    def step(k, v, q, index):
+        k, v = write((k, v), (q, q), index)
+        return attend(q, k, v)[0], k, v
+
+    slots, one = jnp.zeros((batch, K, 64, E)), jnp.zeros((batch, K, 1, E))
+    text = jax.jit(step, donate_argnums=(0, 1)).lower(slots, slots, one, 3).compile().as_text()
+    copies = [line for line in text.splitlines() if " copy(" in line and f"{K},64,{E}]" in line]
+    assert not copies
