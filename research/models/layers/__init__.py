@@ -68,19 +68,21 @@ class DepthwiseConv(nn.Module):
 
 
 class Dense(nn.Module):
-    """A matrix and a bias, x [..., C] -> [..., features]; Keras' initial values."""
+    """A matrix and perhaps a bias, x [..., C] -> [..., features]; Keras' initial values."""
 
     features: int
     kernel_init: Callable = glorot
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return ops_dense.dense(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(
-            self.dtype
-        )
+        y = ops_dense.dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
 
 
 class BatchNorm(nn.BatchNorm):
