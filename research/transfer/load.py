@@ -17,7 +17,16 @@ from research.transfer import rules as user_rules
 from research.transfer.recognise import named, namings_of, recognise
 from research.transfer.resize import resized
 from research.transfer.strict import Problems
-from research.transfer.tables import Arrays, Entry, Naming, Shapes, beside, entries, ignorable
+from research.transfer.tables import (
+    Arrays,
+    Entry,
+    Naming,
+    Shapes,
+    beside,
+    entries,
+    ignorable,
+    written,
+)
 
 Tree = Any  # nested dicts of arrays, or of their shapes
 WIDE = ("float32", "float64")
@@ -76,7 +85,9 @@ def load(
     used = {name for entry in table.values() for name in entry.theirs}
     left = [name for name in arrays if name not in used and not ignorable(chosen, name)]
     problems = Problems(source, chosen, renamed, model, options)
-    _check_paths(rules, table, shapes, left, problems)
+    left = _without_twins(left, used, chosen, arrays, problems)
+    called = {name: renamed.get(name, name) for name in left}  # as the user's file has it
+    _check_paths(rules, table, shapes, list(called.values()), problems)
     skipped = [path for path in shapes if _ruled(path, rules, "skip")]
 
     values: dict[str, np.ndarray | None] = dict.fromkeys(skipped)
@@ -89,7 +100,7 @@ def load(
                 if not np.isfinite(value).all():
                     problems.infinite.append((table[path], value))
             values[path] = value
-    problems.extra = [name for name in left if not _ruled(name, rules, "skip")]
+    problems.extra = [name for name in left if not _ruled(called[name], rules, "skip")]
     problems.check(shapes)
     return Imported(
         _filled(params, values),
@@ -118,9 +129,7 @@ def dump(
     chosen = named(model, naming)
     leaves = _leaves(params, model_state)
     table = entries(chosen, {path: leaf.shape for path, leaf in leaves.items()}, options)
-    arrays: Arrays = {}
-    for path, entry in table.items():
-        arrays |= entry.write(np.asarray(leaves[path]))
+    arrays = written(table, {path: np.asarray(leaves[path]) for path in table})
     return arrays | beside(chosen, arrays)
 
 
@@ -222,6 +231,18 @@ def _check_paths(
                 f"; '{theirs[0][0]}' is '{theirs[0][1]}' here, and that is what {action} looks at"
             )
         problems.rules.append(line)
+
+
+def _without_twins(
+    left: list[str], used: set[str], naming: Naming, arrays: Arrays, problems: Problems
+) -> list[str]:
+    """Leaves out what only repeats an array that is taken, and notes what should but doesn't."""
+    for name, original in naming.tied:
+        if name in left and original in used and original in arrays:
+            if not np.array_equal(arrays[name], arrays[original]):
+                problems.untied.append((name, original))
+            left = [n for n in left if n != name]
+    return left
 
 
 def _check_refused(naming: Naming, arrays: Arrays, model: str, source: str) -> None:

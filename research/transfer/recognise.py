@@ -7,7 +7,7 @@ from typing import Any
 
 from research.errors import UserError, nearest
 from research.transfer import families
-from research.transfer.tables import OWN, Arrays, Naming, Shapes, entries, ignorable
+from research.transfer.tables import OWN, Arrays, Entry, Naming, Shapes, entries, ignorable
 
 # Of the names expected or found, whichever are fewer: so many must be there.
 ENOUGH = 0.5
@@ -61,8 +61,11 @@ def recognise(
 def _best(arrays, candidates, options, shapes) -> tuple[Naming, float, dict[str, str]]:
     best: tuple[Naming, float, dict[str, str]] = (candidates[0], -1.0, {})
     for naming in candidates:
-        wanted = {n for entry in entries(naming, shapes, options).values() for n in entry.theirs}
-        found = {n: array for n, array in arrays.items() if not ignorable(naming, n)}
+        table = _table(naming, shapes, options, strict=len(candidates) == 1)
+        wanted = {name for entry in table.values() for name in entry.theirs}
+        if not wanted:
+            continue
+        found = {n: a for n, a in arrays.items() if n in wanted or not ignorable(naming, n)}
         renamed: dict[str, str] = {}
         share = _share(wanted, set(found))
         if share < 1 and naming.match:
@@ -74,14 +77,25 @@ def _best(arrays, candidates, options, shapes) -> tuple[Naming, float, dict[str,
     return best
 
 
+def _table(naming, shapes, options, *, strict=False) -> dict[str, Entry]:
+    """The entries of a naming; none where it has no name for one of the model's arrays."""
+    try:
+        return entries(naming, shapes, options)
+    except UserError:
+        if strict:
+            raise
+        return {}
+
+
 def _share(wanted: set[str], found: set[str]) -> float:
     return len(wanted & found) / max(min(len(wanted), len(found)), 1)
 
 
 def _foreign(arrays, candidates, model, options, shapes, source) -> str:
     expected = "; ".join(
-        f"{naming.name}: {_some(e.theirs[0] for e in entries(naming, shapes, options).values())}"
+        f"{naming.name}: {_some(e.theirs[0] for e in table.values())}"
         for naming in candidates
+        if (table := _table(naming, shapes, options))
     )
     wants = f"model {model} expects {len(shapes)} arrays, in one of these namings ({expected})"
     prefix = _prefix(arrays)
@@ -102,15 +116,17 @@ def _foreign(arrays, candidates, model, options, shapes, source) -> str:
 
 def _kind(arrays: Arrays) -> str:
     """Whose arrays they are, of all that any model here knows; '' if none."""
+    kinds: list[Naming] = []
     for family in (module.name for module in pkgutil.iter_modules(families.__path__)):
         for naming in importlib.import_module(f"research.transfer.families.{family}").NAMINGS:
             if all(any(re.search(p, name) for name in arrays) for p in naming.signature):
-                return naming.what
+                kinds.append(naming)
             modules = [name.rpartition("/")[0] or name for name in arrays]
             rows = () if callable(naming.rows) else naming.rows
-            if all(any(re.fullmatch(p, module) for p, _ in rows) for module in modules):
+            if all(any(re.fullmatch(row[0], m) for row in rows) for m in modules):
                 return f"model {family} of this project"
-    return ""
+    # A family's later kinds have what earlier ones have, and more.
+    return max(kinds, key=lambda kind: len(kind.signature)).what if kinds else ""
 
 
 def _some(names) -> str:

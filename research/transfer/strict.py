@@ -9,6 +9,7 @@ from research.errors import UserErrors, nearest
 from research.transfer.tables import Entry, Naming, Shapes
 
 MOST = 20  # lines
+HEADS = ("head", "pooler", "mlm")
 FEW = 5  # of one kind, where nearly everything is wrong in the same way
 
 
@@ -33,6 +34,7 @@ class Problems:
         # Shapes of the arrays found, and what they would be here (None: they don't even join).
         self.misshapen: list[tuple[Entry, list[tuple[int, ...]], tuple[int, ...] | None]] = []
         self.unresizable: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+        self.untied: list[tuple[str, str]] = []  # names of two that should be one
         self.extra: list[str] = []  # names
 
     def check(self, shapes: Shapes) -> None:
@@ -45,7 +47,8 @@ class Problems:
             *(self._missing(entry, name, shapes) for entry, name in self.missing),
             *(self._absent(path) for path in self.absent),
             *(self._unresizable(*case) for case in self.unresizable),
-            *(self._extra(name) for name in self.extra),
+            *(self._untied(*names) for names in self.untied),
+            *self._extras(),
         ]
         if lines:
             more = [f"{self.source}: and {len(lines) - MOST} more"] if len(lines) > MOST + 1 else []
@@ -115,6 +118,13 @@ class Problems:
             table = len(wanted) == 3 and wanted[0] == 1 and differs == [1]
             if table or (len(wanted) == 4 and differs == [2]):
                 return f"add (r'{exact}', 'resize')"
+            if path == "position/embedding" and differs == [0]:
+                return f"set config.model.context={found[0]}, the rows of its position table"
+            if path == "embed/embedding" and differs == [0]:
+                return (
+                    f"take the tokenizer of these weights, which has {found[0]} tokens or fewer "
+                    "(config.tokenizer.name='pretrained')"
+                )
             if sorted(found) == sorted(wanted) and len(entry.theirs) == 1 and len(found) == 2:
                 name = self.renamed.get(entry.theirs[0], entry.theirs[0])
                 return f"add (r'^{re.escape(name)}$', 'transpose', (1, 0))"
@@ -127,15 +137,37 @@ class Problems:
             f"add {_skip(path)} to keep the fresh value"
         )
 
+    def _untied(self, name: str, original: str) -> str:
+        return (
+            f"{self.source}: {self._called(name)} differs from {self._called(original)}, but the model has one array "
+            "for both; set config.model.tied=False"
+        )
+
+    def _extras(self) -> list[str]:
+        """A part of another model in one line, such as a head; else a line for each array."""
+        lines, left = [], self.extra
+        for pattern, what in self.naming.parts:
+            names = [name for name in left if re.search(pattern, name)]
+            if names:
+                left = [name for name in left if name not in names]
+                rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                lines.append(
+                    f"{self.source}: nothing here takes {self._called(names[0])}{rest} of {what}; "
+                    f"add (r'{pattern}', 'skip') to leave it out"
+                )
+        return lines + [self._extra(name) for name in left]
+
     def _extra(self, name: str) -> str:
         missing = [n for _, n in self.missing]
+        exact = f"^{re.escape(self.renamed.get(name, name))}$"
         return (
             f"{self.source}: nothing here takes array {self._called(name)}{nearest(name, missing)}; "
-            f"add (r'^{re.escape(name)}$', 'skip') to leave it out"
+            f"add (r'{exact}', 'skip') to leave it out"
         )
 
 
 def _skip(path: str) -> str:
     """The rule that skips a path: the whole head where it is of the head, which is what people mean."""
-    pattern = "^head/" if path.startswith("head/") else f"^{re.escape(path)}$"
+    part = path.partition("/")[0]
+    pattern = f"^{part}/" if part in HEADS else f"^{re.escape(path)}$"
     return f"(r'{pattern}', 'skip')"

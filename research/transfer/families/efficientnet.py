@@ -7,7 +7,7 @@ and adds 1e-5 in its norms: its weights give other logits here, and no array say
 from typing import Any
 
 from research.models.efficientnet import SCALES, scaled
-from research.transfer.tables import COUNTERS, IGNORED_COUNTERS, TORCH, Naming, Rows
+from research.transfer.tables import COUNTERS, IGNORED_COUNTERS, TORCH, Naming, Rows, Shapes
 
 LUKEMELAS: Rows = (
     (r"block_(\d+)/(\w+)", (r"_blocks.\1._\2",)),
@@ -26,7 +26,7 @@ EXPANDING = {
 }
 
 
-def timm(options: dict[str, Any]) -> Rows:
+def timm(options: dict[str, Any], shapes: Shapes) -> Rows:
     """timm numbers blocks within their stage, so the rows depend on how many each stage has."""
     rows: list[tuple[str, tuple[str, ...]]] = [
         (r"conv_stem|conv_head", (r"\g<0>",)),

@@ -24,7 +24,7 @@ SOURCES = {
     "safetensors": "FILE_OR_FOLDER",
     "torch": "FILE",
     "keras": "FILE",
-    "hf": "FOLDER",
+    "hf": "FOLDER_OR_NAME",
     "package": "NAME",
     "orbax": "RUN",
 }
@@ -43,8 +43,8 @@ def read(source: str) -> Arrays:
 
     Args:
       source: 'safetensors:FILE' or its folder, 'torch:FILE' (.pth, .pt, .bin), 'keras:FILE' (.keras, .weights.h5, .h5),
-        'hf:FOLDER' (a downloaded Hugging Face model), 'package:NAME' (an installed Python package that carries one
-        weight file; it isn't imported) or 'package:NAME/relative/path' (one of several).
+        'hf:FOLDER' (a downloaded Hugging Face model) or 'hf:ORG/NAME' (of the hub), 'package:NAME' (an installed Python
+        package that carries one weight file; it isn't imported) or 'package:NAME/relative/path' (one of several).
 
     Raises:
       UserError: the source is misspelt or not there, or its file is damaged or holds more than arrays.
@@ -62,7 +62,9 @@ def read(source: str) -> Arrays:
     except OSError as error:  # a name too long, a folder that may not be entered
         raise UserError(f"source '{source[:80]}': {error.strerror}") from error
     if kind == "hf":
-        return _read_folder(Path(place))
+        from research.transfer.hf.folder import folder_of
+
+        return _read_folder(folder_of(source))
     if kind == "package":
         path = package_file(place)
         return _READERS[path.suffix](path)
@@ -144,8 +146,6 @@ def _files_of(name: str) -> dict[str, Path] | None:
 def _read_folder(folder: Path) -> Arrays:
     """A Hugging Face model, as snapshot_download or git leaves it."""
     names = (safetensors.SINGLE, safetensors.INDEX, "pytorch_model.bin")
-    if not folder.is_dir():
-        raise UserError(f"source 'hf:{folder}': no such folder")
     for name in names:
         if (folder / name).is_file():
             return _READERS[".bin" if name.endswith(".bin") else ".safetensors"](folder / name)

@@ -1,0 +1,1 @@
+"""Hugging Face folders in and out: where one is, what its config.json says, and how one is written."""
