@@ -119,6 +119,13 @@ def test_a_draw_depends_on_the_prompts_number_alone(draw):
         assert one.ids.tolist() == other.ids.tolist()
 
 
+def test_each_token_is_a_draw_of_its_own():
+    """Where all tokens are always as likely, 60 of 256 are 53 different ones on average, 2.2 being a deviation."""
+    flat = np.zeros((256, 256), np.float32)
+    (got,) = runner(flat, chain, no_cache)("x", temperature=1.0, max_tokens=60)
+    assert 53 - 5 * 2.2 < len(set(got.ids.tolist())) < 60
+
+
 def test_prompts_that_are_the_same_differ_in_their_draws(draw):
     one, other = draw("hello", "hello", temperature=1.0)
     assert one.ids.tolist() != other.ids.tolist()

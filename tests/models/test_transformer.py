@@ -606,8 +606,8 @@ def test_options_that_cannot_be(options, message):
 def test_caches_that_cannot_be():
     with pytest.raises(ValueError, match="a cache is for causal language models"):
         model(**BERT).empty_cache(1, 4)
-    with pytest.raises(ValueError, match="17 tokens do not fit"):
-        model(**SMALL).empty_cache(1, 17)
+    # More slots than the position table has rows: padding takes no position.
+    assert model(**SMALL).empty_cache(1, 17)["valid"].shape == (1, 17)
     m = model(**MODERN)
     with pytest.raises(ValueError, match="9 tokens do not fit a cache of 4 slots"):
         apply(m, parameters(m), cache=m.empty_cache(3, 4))

@@ -25,7 +25,7 @@ MODELS = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
     "llama": ("Llama", DECODER),
     "mistral": ("Mistral", {**DECODER, "sliding_window": 5}),
-    "gemma2": ("Gemma2", {**DECODER, "sliding_window": 5}),
+    "gemma2": ("Gemma2", {**DECODER, "sliding_window": 5, "tie_word_embeddings": False}),
 }
 
 
