@@ -155,6 +155,8 @@ def resolve(
             if given.get("model.name") != PRETRAINED:  # then its options are of another model
                 given = {key: v for key, v in given.items() if not key.startswith("model.")}
             texts.pop("model.name", None)
+            if given.get("model.name") != PRETRAINED:  # the file's options are another model's
+                given = {key: v for key, v in given.items() if not key.startswith("model.")}
             if given.get("pretrained.naming"):
                 described.pop("pretrained.naming")
             given = {**described, **given, **{k: described[k] for k in ALWAYS if k in described}}

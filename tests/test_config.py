@@ -207,3 +207,23 @@ def test_arguments_and_missing_files(tmp_path):
         load(f"{path}:huge")
     with pytest.raises(UserError, match="did you mean '.*sized.py'"):
         load(str(tmp_path / "size.py"))
+
+
+def test_a_pretrained_model_asked_for_later_is_not_bent_by_the_files_own_options(tmp_path):
+    gpt2 = {"model_type": "gpt2", "vocab_size": 9, "n_embd": 24, "n_layer": 3, "n_head": 2}
+    (tmp_path / "config.json").write_text(json.dumps(gpt2))
+    config = defaults()
+    config.model.name = "transformer"
+    config.model.width = 64
+    config.model.depth = 5
+    given = {"model.name": "pretrained", "pretrained.source": f"hf:{tmp_path}"}
+    model = resolve(config, given.items())[0].model
+    assert (model.name, model.width, model.depth) == ("transformer", 24, 3)
+    # What stands beside the word 'pretrained' was meant for it.
+    config.model = {"name": "pretrained", "depth": 2}
+    model = resolve(config, [("pretrained.source", f"hf:{tmp_path}")])[0].model
+    assert (model.width, model.depth) == (24, 2)
+    model = resolve(config, [("pretrained.source", f"hf:{tmp_path}"), ("model.depth", "1")])[
+        0
+    ].model
+    assert (model.width, model.depth) == (24, 1)
