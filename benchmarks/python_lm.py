@@ -5,12 +5,13 @@
 
 Both start from the same parameters and meet the same batches, learning rates, weight decay and clipping: what they
 differ by is rounding and time. Ours is a run of launch.py in RUNS/ours; PYTHON, an interpreter that has torch, runs
-benchmarks/python_lm_torch.py, which reads what is exported into RUNS/theirs. Both keep what they have done: a command
-that was stopped goes on when it is given again. `--steps` is the length of the schedule too.
+benchmarks/python_lm_torch.py, which reads what is exported into RUNS/theirs. Both keep what they have done, and --json
+the times of steps: a command that was stopped goes on when it is given again. `--steps` is the length of the schedule too.
 
 First, the gradients of the first batch are compared: of each parameter the largest difference, to its gradient's
 largest entry. Then steps are timed, in two processes that take `--block` of them in turn (0 rounds: not at all), on
-the same batches. Then come the curves. --json has all of it: the loss over every `--every` steps in nats a token,
+the same batches; where other programs run, OMP_WAIT_POLICY=PASSIVE in the environment keeps PyTorch's threads from
+waiting busily. Then come the curves. --json has all of it: the loss over every `--every` steps in nats a token,
 the bits per byte of the validation split, and the seconds.
 """
 
@@ -62,6 +63,9 @@ def main() -> None:
     ]
     found: dict[str, Any] = {"set": settings, "cores": len(cores)}
     found["load_before"] = os.getloadavg()[0]  # of the last minute; 0 where nothing else runs
+    kept = json.loads(Path(given.json).read_text()) if os.path.isfile(given.json) else {}
+    if kept.get("step") and kept["set"] == settings and kept["cores"] == len(cores):
+        found |= {key: kept[key] for key in ("load_before", "step")}
 
     def keep() -> None:
         if given.json:
@@ -74,12 +78,13 @@ def main() -> None:
     print(f"jax {found['jax']}, torch {found['torch']}, {found['parameters']:,} parameters")
     print(f"gradients of the first batch differ by {found['gradient_difference']:.1e} at most")
     keep()
-    if given.rounds:
+    if given.rounds and "step" not in found:
         found["step"] = in_turn(mine, theirs, given.rounds, given.block)
+        keep()
+    if "step" in found:
         for unit, figures in found["step"].items():
             words = "a step, {}: ours {ours:.0f}, theirs {theirs:.0f}, ratio {ratio:.3f}"
             print(words.format(unit, **figures))
-        keep()
     mine.free()
     found["ours"] = run(runs / "ours", settings)
     keep()
