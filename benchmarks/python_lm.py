@@ -6,7 +6,8 @@
 Both start from the same parameters and meet the same batches, learning rates, weight decay and clipping: what they
 differ by is rounding and time. Ours is a run of launch.py in RUNS/ours; PYTHON, an interpreter that has torch, runs
 benchmarks/python_lm_torch.py, which reads what is exported into RUNS/theirs. Both keep what they have done, and --json
-the times of steps: a command that was stopped goes on when it is given again. `--steps` is the length of the schedule too.
+the times of steps: a command that was stopped goes on when it is given again. `--steps` is also what
+the schedule spans.
 
 First, the gradients of the first batch are compared: of each parameter the largest difference, to its gradient's
 largest entry. Then steps are timed, in two processes that take `--block` of them in turn (0 rounds: not at all), on
