@@ -14,7 +14,7 @@ from research.data.text import batches
 from research.data.text.store import TextStore
 from research.errors import UserError
 from research.evaluation import language as metrics
-from research.ops.losses import softmax_cross_entropy
+from research.ops.losses import foretold, softmax_cross_entropy
 from research.task import Batch, Data, Inputs, LossOutput, Params, Prompt, Section, Task
 from research.tasks.shared import models, prompts, texts
 
@@ -77,7 +77,7 @@ def build(
     def sums(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """[B] each, over the targets of a row that count."""
         weights = batch["weights"] * batch["mask"][:, None]
-        hits = (logits.argmax(-1) == batch["targets"]).astype(jnp.float32)
+        hits = foretold(logits, batch["targets"]).astype(jnp.float32)
         return {
             "nll": jnp.sum(softmax_cross_entropy(logits, batch["targets"]) * weights, -1),
             "tokens": jnp.sum(weights, -1),

@@ -41,6 +41,7 @@ class Options:
     kv_heads: int
     head_width: int
     hidden: int
+    causal: bool
     prenorm: bool
     norm: str
     norm_epsilon: float
