@@ -146,6 +146,11 @@ def resolve(
     if texts.get("model.name", given.get("model.name")) == PRETRAINED:
         source = texts.get("pretrained.source", given.get("pretrained.source", ""))
         try:
+            if not source:
+                raise UserError(
+                    "config.pretrained.source: is empty, but config.model.name=pretrained takes the model of its "
+                    "config.json; set it to hf:FOLDER"
+                )
             described = _described(source)
             texts.pop("model.name", None)
             if given.get("pretrained.naming"):

@@ -192,9 +192,12 @@ def test_greedy_text_is_the_argmax_of_the_whole_model(launch, straight):
     assert text == tokenizer.decode(ids[start:])
 
 
-def test_a_prompt_longer_than_the_context_is_one_line(launch, straight):
+def test_a_prompt_longer_than_the_context_is_one_line(launch, straight, capsys):
     with_run = (f"--workdir={straight['lm']}", "--mode=predict")
+    capsys.readouterr()
     assert launch(*with_run, f"--prompt={'red ' * 200}") == 2
+    told = capsys.readouterr()
+    assert "more than the model's context of 64; shorten it" in told.err and not told.out
 
 
 def test_a_language_model_reads_prompts_of_a_file(launch, straight, tmp_path):
@@ -215,7 +218,7 @@ def test_a_language_model_reads_prompts_of_a_file(launch, straight, tmp_path):
     ],
 )
 def test_inputs_that_cannot_be_read_are_told(tmp_path, name, content, words):
-    from research.tasks.shared.texts import read_texts
+    from research.tasks.shared.prompts import read_texts
 
     path = tmp_path / name
     path.write_bytes(content)

@@ -15,8 +15,8 @@ from research.data.text.store import TextStore
 from research.errors import UserError
 from research.evaluation import language as metrics
 from research.ops.losses import softmax_cross_entropy
-from research.task import Batch, Data, Inputs, LossOutput, Params, Section, Task
-from research.tasks.shared import models, texts
+from research.task import Batch, Data, Inputs, LossOutput, Params, Prompt, Section, Task
+from research.tasks.shared import models, prompts, texts
 
 HARDEST = 15  # rows shown in the report
 OBJECTIVES = {"causal": "lm", "masked": "mlm"}  # and the model's head
@@ -144,14 +144,17 @@ def build(
     def read_inputs(paths: list[str], prompt: str) -> Inputs:
         raise UserError("--mode=predict: a masked language model writes no texts")
 
-    def generate(params: Params, model_state: Params, prompts: list[str], options: Any, emit):
+    def read_prompts(paths: list[str], prompt: str) -> list[Prompt]:
+        return prompts.read_prompts(paths, prompt, chat=data.chat)
+
+    def generate(params: Params, model_state: Params, given: list[Any], options: Any, emit):
         from research.tasks.shared import writing
 
         return writing.write(
             model.module,
             {"params": params, **model_state},
             tokenizer,
-            prompts,
+            given,
             options,
             emit,
             chat=data.chat,
@@ -166,6 +169,7 @@ def build(
             fingerprints=texts.fingerprints(data, tokenizer),
             report={**data.report, "rows": rows.counts},
             repeats=causal,
+            remarks=tuple(_remarks(rows.counts, length)),
         ),
         init=model.init,
         loss=loss,
@@ -183,5 +187,20 @@ def build(
         read_inputs=read_inputs,
         decode=lambda outputs: [],
         files=tokenizer.to_files(),
+        read_prompts=read_prompts if causal else None,
         generate=generate if causal else None,
     )
+
+
+def _remarks(counts: dict[str, dict[str, int | float]], length: int) -> list[str]:
+    """Says which conversations are not used."""
+    found = {split: (int(n["left_out"]), n) for split, n in counts.items() if n.get("left_out")}
+    parts = [
+        f"{out:,} of {out + int(n['documents']):,} in {split}" for split, (out, n) in found.items()
+    ]
+    if not parts:
+        return []
+    return [
+        f"conversations left out: {', '.join(parts)}, which are longer than "
+        f"config.data.text.max_length={length} tokens, and none is cut; raise it to use them"
+    ]

@@ -15,7 +15,7 @@ def write(
     module: Any,
     variables: dict[str, Any],
     tokenizer: Tokenizer,
-    prompts: list[str],
+    prompts: list[Any],
     options: Any,
     emit: Callable[[int, str], None],
     *,
@@ -27,7 +27,7 @@ def write(
     Args:
       module: a Linen module of tokens with a cache.
       variables: its collections.
-      prompts: texts; with `chat` what a user says, put into the tokenizer's chat template.
+      prompts: texts; with `chat` lists of messages, put into the tokenizer's chat template.
       options: the section config.generate.
       emit: called with the number of a prompt and each further piece of what follows it.
       context: tokens that a prompt and what follows it may have together.
@@ -64,9 +64,9 @@ def ends(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> np.ndarray:
+def _ids(tokenizer: Tokenizer, prompt: Any, chat: bool) -> np.ndarray:
     if chat:
-        return tokenizer.chat([{"role": "user", "content": prompt}], answer=True)[0]
+        return tokenizer.chat(prompt, answer=True)[0]
     start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
     if start is None and not prompt:
         raise UserError("--prompt: is empty, and the tokenizer has no token to begin with")
