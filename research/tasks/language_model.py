@@ -145,7 +145,7 @@ def build(
         raise UserError("--mode=predict: a masked language model writes no texts")
 
     def read_prompts(paths: list[str], prompt: str) -> list[Prompt]:
-        return prompts.read_prompts(paths, prompt, chat=data.chat)
+        return prompts.read_prompts(paths, prompt, config.data.text.normalise, chat=data.chat)
 
     def generate(params: Params, model_state: Params, given: list[Any], options: Any, emit):
         from research.tasks.shared import writing

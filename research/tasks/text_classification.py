@@ -77,7 +77,7 @@ def build(
         return Section("", "table", (("class", "taken for", "loss", "text"), rows))
 
     def read_inputs(paths: list[str], prompt: str) -> Inputs:
-        names, given = prompts.read_texts(paths, prompt)
+        names, given = prompts.read_texts(paths, prompt, config.data.text.normalise)
         return batches.inputs(given, names, tokenizer, config.data, config.eval.batch_size)
 
     return classifier.task(

@@ -12,7 +12,7 @@ from research.data.text import store
 from research.engine import parallel
 from research.errors import UserError, UserErrors
 
-WORDS = "a good film bad plot the actor was fine dull and long short süß € sad".split()
+WORDS = ["a", "good", "film", "bad", "plot", "the", "actor", "was", "fine", "dull", "süß", "€"]
 
 
 @pytest.fixture
