@@ -457,6 +457,23 @@ def test_tokens_are_made_once_for_each_tokenizer(make_store):
         encode(store, Counting(), "language_model")
 
 
+def test_other_libraries_make_the_tokens_anew(make_store, monkeypatch):
+    talk, plain = make_store(chats(), chat=True), make_store(random_texts(20, 30))
+    versions = {"tokenizers": "1", "Jinja2": "1"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: versions[name])
+
+    def folders():
+        return [encode(store, Bytes(), "language_model").folder for store in (plain, talk)]
+
+    before = folders()
+    assert folders() == before
+    versions["Jinja2"] = "2"
+    after = folders()
+    assert after[0] == before[0] and after[1] != before[1]
+    versions["tokenizers"] = "2"
+    assert not set(folders()) & set(after + before)
+
+
 def test_many_chunks_are_one_stream(make_store, monkeypatch, tmp_path):
     store, tokenizer = make_store(random_texts(30, 30)), Bytes()
     whole = encode(store, tokenizer, "language_model").texts

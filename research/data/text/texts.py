@@ -68,3 +68,10 @@ def chat_to_text(messages: Messages) -> str:
 def spoken(text: str, chat: bool) -> str:
     """Returns what is said in a chat, a message a line; a text that is no chat as it is."""
     return "\n".join(m["content"] for m in json.loads(text)) if chat else text
+
+
+def learnt(text: str, chat: bool) -> str:
+    """Returns what a model learns to say of a chat, a message a line; a text that is no chat as it is."""
+    if not chat:
+        return text
+    return "\n".join(m["content"] for m in json.loads(text) if m["role"] == "assistant")
