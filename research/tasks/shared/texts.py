@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from research.data.text import store
 from research.data.tokenizer import Tokenizer, obtain
 from research.data.tokenizing import chat, training
-from research.errors import UserError
+from research.errors import UserError, UserErrors
 from research.tasks.shared import models
 from research.tasks.shared.unread import demand_read
 from research.transfer import rules as user_rules
@@ -75,9 +75,11 @@ def build_model(
                 f"the tokenizer.json and config.json of {config.pretrained.source} are not of one model; get it anew, "
                 "or give the model rows for the tokens that were added (resize_token_embeddings of transformers)"
             )
-        raise UserError(
-            f"config.tokenizer: has {tokenizer.size:,} tokens, but the model knows "
-            f"config.model.vocabulary={known:,}: {mend}"
+        raise UserErrors(
+            [
+                f"config.tokenizer: has {tokenizer.size:,} tokens, but the model knows "
+                f"config.model.vocabulary={known:,}: {mend}"
+            ]
         )
     return models.build(
         config,
