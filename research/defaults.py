@@ -74,7 +74,7 @@ def defaults() -> ConfigDict:
     data.channels = 0  # 1 grey, 3 colour; 0 is the source's own
     data.mean = ()  # of each channel, pixels from 0 to 1; () is the training split's own
     data.std = ()  # the same
-    data.loader = "memory"  # memory: gathered from memory-mapped arrays; grain: record by record
+    data.loader = "memory"  # memory: gathered from memory-mapped arrays; grain: record by record, or texts by workers
     data.workers = 0  # processes of the grain loader; the batches do not depend on it
     data.prefetch = 4  # batches made ahead of the step that needs them
     data.clean = ConfigDict(

@@ -6,8 +6,6 @@ import signal
 import numpy as np
 import pytest
 
-from research.errors import UserError
-
 WORDS = [
     "red",
     "green",
@@ -225,20 +223,3 @@ def test_a_language_model_reads_prompts_of_a_file(launch, straight, tmp_path):
     assert launch(f"--workdir={straight['lm']}", "--mode=predict", f"--inputs={path}", *more) == 0
     rows = (straight["lm"] / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(row)["prompt"] for row in rows] == ["one", "two three four"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.jsonl", b"{}\n", "line 1: must be JSON"),
-        ("a.txt", b"ab\xff", "byte 2 is not UTF-8"),
-        ("a.pdf", b"", "ends in none of .txt, .jsonl"),
-    ],
-)
-def test_inputs_that_cannot_be_read_are_told(tmp_path, name, content, words):
-    from research.tasks.shared.prompts import read_texts
-
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        read_texts([str(path)], "")

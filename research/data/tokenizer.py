@@ -221,6 +221,7 @@ def obtain(
     folder_of_source: Path | None,
     texts: Callable[[], Iterator[str]],
     folder: Path,
+    form: str = "",
 ) -> Tokenizer:
     """Returns the tokenizer that a config asks for.
 
@@ -229,6 +230,7 @@ def obtain(
       folder_of_source: the folder of config.pretrained.source, for name='pretrained'.
       texts: -> what to train it on; it is only asked where nothing is kept in `folder`.
       folder: of these very texts: trained tokenizers are kept there.
+      form: names the form in which `texts` gives them, where there are several.
 
     Raises:
       UserError: it can't be had.
@@ -257,20 +259,10 @@ def obtain(
 
     from importlib import metadata
 
-    made_by = f"{training.VERSION}-{metadata.version('tokenizers')}"
+    made_by = "-".join(filter(None, (training.VERSION, metadata.version("tokenizers"), form)))
     size = 0 if section.name == "char" else section.size
     kept = f"tokenizer-{section.name}-{size}{'-lower' if section.lowercase else ''}-{made_by}"
     return load(cache.built(folder / kept, build))
-
-
-def problems(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
-    """Returns why a model with `vocab_size` rows can't take this tokenizer's ids: a line for each reason, or none."""
-    if tokenizer.size <= vocab_size:
-        return []
-    return [
-        f"the tokenizer doesn't fit the model: it has {tokenizer.size} tokens, the model rows for {vocab_size}; "
-        "take the tokenizer that the model was trained with (config.tokenizer.name=pretrained), or a smaller one"
-    ]
 
 
 def piece_bytes(text: str, offsets: np.ndarray) -> np.ndarray:

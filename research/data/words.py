@@ -42,3 +42,4 @@ TEXTS = Words(
         "near_cross_split": _NEARLY,
     },
 )
+CHATS = TEXTS._replace(kinds=TEXTS.kinds | {"blank": "has no answer but empty ones"})

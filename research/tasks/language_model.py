@@ -131,7 +131,7 @@ def build(
         raise UserError("--mode=predict: a masked language model writes no texts")
 
     def read_prompts(paths: list[str], prompt: str) -> list[Prompt]:
-        return prompts.read_prompts(paths, prompt, chat=data.chat)
+        return prompts.read_prompts(paths, prompt, config.data.text.normalise, chat=data.chat)
 
     def generate(params: Params, model_state: Params, given: list[Any], options: Any, emit):
         from research.tasks.shared import writing
@@ -155,7 +155,7 @@ def build(
             fingerprints=texts.fingerprints(data, tokenizer),
             report={**data.report, "rows": rows.counts},
             repeats=causal,
-            remarks=tuple(_remarks(rows.counts, length)),
+            remarks=_remarks(rows.counts, length),
         ),
         init=model.init,
         loss=loss,
@@ -178,15 +178,14 @@ def build(
     )
 
 
-def _remarks(counts: dict[str, dict[str, int | float]], length: int) -> list[str]:
+def _remarks(counts: dict[str, dict[str, int | float]], length: int) -> tuple[str, ...]:
     """Says which conversations are not used."""
-    found = {split: (int(n["left_out"]), n) for split, n in counts.items() if n.get("left_out")}
-    parts = [
-        f"{out:,} of {out + int(n['documents']):,} in {split}" for split, (out, n) in found.items()
-    ]
-    if not parts:
-        return []
-    return [
-        f"conversations left out: {', '.join(parts)}, which are longer than "
-        f"config.data.text.max_length={length} tokens, and none is cut; raise it to use them"
-    ]
+    found = {
+        split: (int(n.get("left_out", 0)), int(n["documents"] + n.get("left_out", 0)))
+        for split, n in counts.items()
+    }
+    rest = (
+        f"which are longer than config.data.text.max_length={length} tokens, and none is cut; "
+        "raise it to use them"
+    )
+    return texts.told("conversations left out", found, rest)

@@ -40,7 +40,7 @@ def build(
       UserErrors: the data or the tokenizer cannot be had, or the model does not fit them.
     """
     data, tokenizer = texts.with_tokenizer(config, labelled=True)
-    train_batch, eval_batch = batches.classification(
+    made = batches.classification(
         data,
         tokenizer,
         config.data,
@@ -77,18 +77,23 @@ def build(
         return Section("", "table", (("class", "taken for", "loss", "text"), rows))
 
     def read_inputs(paths: list[str], prompt: str) -> Inputs:
-        names, given = prompts.read_texts(paths, prompt)
+        names, given = prompts.read_texts(paths, prompt, config.data.text.normalise)
         return batches.inputs(given, names, tokenizer, config.data, config.eval.batch_size)
 
     return classifier.task(
         config,
         data=Data(
             sizes={split: len(indices) for split, indices in data.splits.items()},
-            train_batch=train_batch,
-            eval_batch=eval_batch,
+            train_batch=made.train_batch,
+            eval_batch=made.eval_batch,
             fingerprints=texts.fingerprints(data, tokenizer),
-            report=data.report,
+            report={**data.report, "rows": made.counts},
             repeats=True,
+            remarks=texts.told(
+                "texts cut",
+                {split: (n["cut"], n["documents"]) for split, n in made.counts.items()},
+                f"which are longer than config.data.text.max_length={length} tokens; raise it to use their ends",
+            ),
         ),
         class_names=data.class_names,
         model=model,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from research.config import defaults
+from research.data.prefetch import stream
 from research.data.rows import order
 from research.data.text import batches
 from research.data.text.encode import encode
@@ -141,8 +142,8 @@ def chats(count=30):
 
 # Every kind of batches there is, by what makes them.
 KINDS = {
-    "plain": lambda make: classify(make(random_texts(50, 30)), config(16)),
-    "buckets": lambda make: classify(make(random_texts(50, 30)), config(24, (8, 16))),
+    "plain": lambda make: classify(make(random_texts(50, 30)), config(16))[:2],
+    "buckets": lambda make: classify(make(random_texts(50, 30)), config(24, (8, 16)))[:2],
     "causal": lambda make: model(make(random_texts(50, 30)), 16)[:2],
     "masked": lambda make: model(make(random_texts(50, 30)), 16, "masked")[:2],
     "chat": lambda make: model(make(chats(), chat=True), 40)[:2],
@@ -178,6 +179,22 @@ def test_copies_in_other_processes_make_the_same(make_store, kind):
     train_batch, _ = KINDS[kind](make_store)
     sent = cloudpickle.dumps(train_batch)
     same(train_batch(4, slice(None)), cloudpickle.loads(sent)(4, slice(None)))
+
+
+@pytest.mark.parametrize("kind", ["buckets", "chat"])
+def test_workers_of_grain_make_the_same(make_store, kind):
+    train_batch, _ = KINDS[kind](make_store)
+    made = {}
+    for loader, workers in (("memory", 0), ("grain", 0), ("grain", 2)):
+        data = config(16, loader=loader, workers=workers)
+        with stream(train_batch, slice(1, 4), 2, 7, data) as given:
+            made[loader, workers] = list(given)
+    expected = made.pop(("memory", 0))
+    assert [n for n, _ in expected] == list(range(2, 7))
+    for got in made.values():
+        for (n, one), (m, other) in zip(expected, got, strict=True):
+            assert n == m
+            same(one, other)
 
 
 def test_a_copy_in_another_process_moves_no_tokens(make_store):
@@ -220,7 +237,7 @@ def test_buckets_leave_little_padding(make_store):
     store = make_store(["a" * n for n in np.minimum(rng.geometric(0.02, 4000), 254)], tests=5)
 
     def padding(buckets):
-        train_batch, _ = classify(store, config(256, buckets), batch_size=32)
+        train_batch, *_ = classify(store, config(256, buckets), batch_size=32)
         made = [train_batch(n, slice(None))["segments"] for n in range(100)]
         return 1 - sum(s.sum() for s in made) / sum(s.size for s in made)
 
@@ -231,7 +248,7 @@ def test_buckets_leave_little_padding(make_store):
 @pytest.mark.parametrize("buckets", [(), (8, 16)])
 def test_a_text_to_classify_is_cut_and_padded(make_store, buckets):
     store, tokenizer = make_store(random_texts(50, 30)), Bytes()
-    train_batch, eval_batch = classify(store, config(20, buckets))
+    train_batch, eval_batch, counts = classify(store, config(20, buckets))
     made = [train_batch(n, slice(None)) for n in range(15)]
     made += split_batches(eval_batch, "test", len(store.splits["test"]))
     seen = set()
@@ -253,11 +270,17 @@ def test_a_text_to_classify_is_cut_and_padded(make_store, buckets):
     names = ("label", "tokens", "segments", "id")
     assert kinds == dict.fromkeys(names, "int32") | {"mask": "float32"}
     assert seen == {*buckets, 20}
+    for split, documents in store.splits.items():
+        full = tokenizer.encode([store.texts[i] for i in documents], special=True)
+        cut = sum(len(ids) > 20 for ids in full)
+        tokens = sum(map(len, full))
+        assert counts[split] == {"documents": len(documents), "tokens": tokens, "cut": cut}
+        assert 0 < cut < len(documents)
 
 
 def test_without_buckets_the_order_is_the_plain_one_and_evaluation_is_in_order(make_store):
     store = make_store(random_texts(50, 30))
-    train_batch, eval_batch = classify(store, config(16))
+    train_batch, eval_batch, _ = classify(store, config(16))
     for n in range(20):
         indices, _ = order(3, n, BATCH, len(store.splits["train"]))
         batch = train_batch(n, slice(None))
@@ -270,7 +293,7 @@ def test_without_buckets_the_order_is_the_plain_one_and_evaluation_is_in_order(m
 def test_a_users_texts_are_batched_like_the_stores(make_store):
     store = make_store(random_texts(50, 30))
     data = config(20, (8, 16))
-    _, eval_batch = classify(store, data)
+    _, eval_batch, _ = classify(store, data)
     test = store.splits["test"]
     given = batches.inputs(
         [store.texts[i] for i in test], list(map(str, test)), Bytes(), data, EVAL
@@ -455,6 +478,23 @@ def test_tokens_are_made_once_for_each_tokenizer(make_store):
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(UserError, match=r"damaged \(a file is too short\); delete this folder"):
         encode(store, Counting(), "language_model")
+
+
+def test_other_libraries_make_the_tokens_anew(make_store, monkeypatch):
+    talk, plain = make_store(chats(), chat=True), make_store(random_texts(20, 30))
+    versions = {"tokenizers": "1", "Jinja2": "1"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: versions[name])
+
+    def folders():
+        return [encode(store, Bytes(), "language_model").folder for store in (plain, talk)]
+
+    before = folders()
+    assert folders() == before
+    versions["Jinja2"] = "2"
+    after = folders()
+    assert after[0] == before[0] and after[1] != before[1]
+    versions["tokenizers"] = "2"
+    assert not set(folders()) & set(after + before)
 
 
 def test_many_chunks_are_one_stream(make_store, monkeypatch, tmp_path):

@@ -232,6 +232,16 @@ MORE = GOOD + GOOD.replace("o", "0")
         ),
         ("t.csv", b"t\xe9xt,label\na,x\n", [["line 1", "0xE9 at position 1"]]),
         ("t.jsonl", GOOD + '{"text": \n' + GOOD + "nope\n", [["line 3", "not JSON"], ["line 6"]]),
+        (
+            "t.jsonl",
+            GOOD + f'{{"text": "x", "label": {"1" * 5000}}}\n' + "[" * 100_000 + "\n",
+            [["line 3", "cannot be read", "digits"], ["line 4", "cannot be read", "recursion"]],
+        ),
+        (
+            "t.jsonl",
+            GOOD.replace("one", "\xe9").replace("two", "\xe9").encode("latin-1"),
+            [["line 1", "0xE9 at position 10", "convert"], ["line 2", "0xE9 at position 38"]],
+        ),
         ("t.jsonl", GOOD + "[1]\n", [["line 3", "not an object"]]),
         ("t.jsonl", GOOD + '{"label": "a"}\n', [["line 3", "no column 'text'", "there: label"]]),
         (

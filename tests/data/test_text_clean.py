@@ -1,3 +1,4 @@
+import json
 import random
 import re
 import unicodedata
@@ -182,6 +183,26 @@ def test_empty_texts(store):
     first, second = str(caught.value).splitlines()
     assert "train/a/0002.txt" in first and "is empty" in first and "data.clean.blank=drop" in first
     assert "train/b/0001.txt" in second
+
+
+def test_conversations_without_an_answer_are_empty(data_config, tmp_path):
+    def turns(*contents):
+        roles = ("user", "assistant")
+        return [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)]
+
+    said = [turns(one, two) for one, two in zip(sentences(5, 20), sentences(6, 20), strict=True)]
+    said[3] = turns("how are you?", " \n", "well?", "\x00")
+    said[4] = turns("how are you?", "", "well?", "fine")
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in said))
+    data = data_config("table", path=str(path))
+    got = prepare(data, labelled=False)
+    assert got.report["found"]["blank"]["dropped"] == 1
+    there = {got.keys[i] for indices in got.splits.values() for i in indices}
+    assert len(there) == 19 and "chat/0000004" not in there
+    data.clean.blank = "error"
+    with pytest.raises(UserError, match=r"chat/0000004 \(train\) has no answer but empty ones"):
+        prepare(data, labelled=False)
 
 
 def test_long_texts_by_their_characters(store):

@@ -2,6 +2,8 @@ import hashlib
 import json
 import subprocess
 import sys
+import unicodedata
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -158,6 +160,16 @@ def test_a_changed_text_is_noticed(table):
     after = prepare(data, labelled=True)
     assert len(after.texts) == 41 and before.fingerprints["data"] != after.fingerprints["data"]
     assert before.folder != after.folder
+
+
+def test_another_library_reads_the_source_anew(table, monkeypatch):
+    data, _ = table()
+    folders = [prepare(data, labelled=True).folder.parent]
+    monkeypatch.setattr(unicodedata, "unidata_version", "99.0.0")
+    folders.append(prepare(data, labelled=True).folder.parent)
+    monkeypatch.setattr(metadata, "version", {"datasketch": "99.0"}.get)
+    folders.append(prepare(data, labelled=True).folder.parent)
+    assert len(set(folders)) == 3
 
 
 def test_a_damaged_cache_says_what_to_delete(table):

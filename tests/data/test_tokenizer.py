@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from research.data import tokenizer as tokenizers
-from research.data.tokenizer import Tokenizer, load, obtain, piece_bytes, problems, train
+from research.data.tokenizer import Tokenizer, load, obtain, piece_bytes, train
 from research.data.tokenizing import chat, training, unigram
 from research.errors import UserError
 
@@ -374,6 +374,10 @@ def test_obtain(made, tmp_path):
     assert got(size=310).size == 310 and len(asked) == 2
     assert got(lowercase=True).sha256 != made["bpe"].sha256 and len(asked) == 3
     assert got(name="byte").size == 259 and len(asked) == 3
+    other = obtain(
+        section(), folder_of_source=None, texts=texts, folder=tmp_path / "kept", form="chat"
+    )
+    assert other.sha256 == got().sha256 and len(asked) == 4  # not what is kept of another form
     assert got(name="wordpiece", size=400).sha256 == made["wordpiece"].sha256
 
     with pytest.raises(UserError, match="set config.tokenizer.path"):
@@ -390,12 +394,6 @@ def test_obtain(made, tmp_path):
         ).size
         == made["char"].size
     )
-
-
-def test_problems(made):
-    assert problems(made["byte"], 259) == [] and problems(made["byte"], 300) == []
-    [line] = problems(made["byte"], 258)
-    assert "it has 259 tokens, the model rows for 258" in line
 
 
 def test_a_fork_after_tokenizing_is_silent_and_goes_on(root):
@@ -528,4 +526,4 @@ def test_chats_that_a_template_refuses(made):
 
 
 def test_public_door():
-    assert {"Tokenizer", "train", "load", "obtain", "problems"} <= set(vars(tokenizers))
+    assert {"Tokenizer", "train", "load", "obtain"} <= set(vars(tokenizers))

@@ -5,29 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Rust
 
 from research import modes
 from research.config import defaults, resolve
+from research.data.text import store
 from research.engine import parallel
-from research.errors import UserErrors
+from research.errors import UserError, UserErrors
+from research.tasks.shared import texts
 
-WORDS = [
-    "a",
-    "good",
-    "film",
-    "bad",
-    "plot",
-    "the",
-    "actor",
-    "was",
-    "fine",
-    "dull",
-    "and",
-    "long",
-    "short",
-    "sweet",
-    "sad",
-]
+WORDS = ["a", "good", "film", "bad", "plot", "the", "actor", "was", "fine", "dull", "süß", "€"]
 
 
 @pytest.fixture
@@ -85,17 +72,19 @@ def test_the_loss_of_a_language_model_is_the_mean_over_tokens(tmp_path, sentence
 
 
 def test_bits_per_byte_count_every_byte_of_a_split_once(tmp_path, sentences):
-    task, params, state = built(config_of(tmp_path, sentences, "language_model"))
+    config = config_of(tmp_path, sentences, "language_model")
+    task, params, state = built(config)
     size = task.data.sizes["test"]
     outputs = [
         task.predict(params, state, task.data.eval_batch("test", n, slice(None)))
         for n in range(-(-size // 8))
     ]
     outputs = {k: np.concatenate([o[k] for o in outputs])[:size] for k in outputs[0]}
-    texts = [line.rsplit(",", 1)[0] for line in sentences.read_text().splitlines()[1:]]
-    report = task.data.report
-    assert outputs["bytes"].sum() < sum(len(t.encode()) for t in texts)
-    assert outputs["bytes"].sum() == report["rows"]["test"]["bytes"]
+    kept = store.prepare(config.data, labelled=False)
+    written = [line.rsplit(",", 1)[0] for line in sentences.read_text().splitlines()[1:]]
+    tested = [kept.texts[i] for i in kept.splits["test"]]
+    assert 0 < len(tested) < len(written) and set(tested) <= set(written)
+    assert outputs["bytes"].sum() == sum(len(text.encode()) for text in tested)
     figures = task.measure(outputs, False)
     expected = outputs["nll"].sum(dtype=np.float64) / np.log(2) / outputs["bytes"].sum()
     assert figures["bits_per_byte"] == pytest.approx(expected, rel=1e-12)
@@ -150,8 +139,72 @@ def test_a_masked_language_model_learns_hidden_tokens_alone(tmp_path, sentences)
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_told(tmp_path, sentences):
     config = config_of(tmp_path, sentences, "text_classification", model__vocabulary=5)
-    with pytest.raises(UserErrors, match=r"has \d+ tokens, but the model knows .*vocabulary=5"):
+    with pytest.raises(UserError, match=r"has \d+ tokens, but the model knows .*vocabulary=5"):
         built(config)
+
+
+@pytest.mark.parametrize("rules", ["()", "(('^head/', 'skip'), ('embed', 'resize'))"])
+@pytest.mark.parametrize("source", ["hf:some/where", "package:some_package"])
+def test_a_tokenizer_made_here_is_none_for_foreign_weights(tmp_path, sentences, source, rules):
+    given = dict(pretrained__source=source, pretrained__rules=rules)
+    config = config_of(tmp_path, sentences, "text_classification", **given)
+    with pytest.raises(UserError, match=r"name=char: .* set config.tokenizer.name=pretrained"):
+        texts.with_tokenizer(config, labelled=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(pretrained__source="orbax:some/run"),
+        dict(pretrained__source="hf:some/where", pretrained__rules="((r'^embed/', 'skip'),)"),
+        dict(data__loader="grain", data__workers=2),
+    ],
+)
+def test_where_a_tokenizer_may_be_made(tmp_path, sentences, given):
+    config = config_of(tmp_path, sentences, "text_classification", **given)
+    assert texts.with_tokenizer(config, labelled=True)[1].size > 20
+
+
+def test_texts_that_are_cut_are_told(tmp_path, sentences):
+    config = config_of(tmp_path, sentences, "text_classification")
+    kept, _ = texts.with_tokenizer(config, labelled=True)
+    # A token a character, and one at either end.
+    cut = {s: sum(len(kept.texts[i]) + 2 > 24 for i in ids) for s, ids in kept.splits.items()}
+    assert all(cut.values())
+    data = built(config)[0].data
+    assert {split: counts["cut"] for split, counts in data.report["rows"].items()} == cut
+    [line] = data.remarks
+    assert line.startswith("texts cut: ") and "config.data.text.max_length=24" in line
+    assert all(f"{n} of {len(kept.splits[split])} in {split}" in line for split, n in cut.items())
+
+
+@pytest.fixture
+def talks(tmp_path):
+    """40 conversations, which JSON would write with a backslash here and there."""
+    path = tmp_path / "talk.jsonl"
+    rows = [
+        {"prompt": f"say {i}:\n\u00e9 = \\frac", "answer": f'{i} it\nis "so"'} for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", ["char", "wordpiece", "unigram", "bpe"])
+def test_a_tokenizer_of_conversations_learns_what_is_asked_of_it(tmp_path, talks, name):
+    given = dict(tokenizer__name=name, tokenizer__size=320)
+    config = config_of(tmp_path, talks, "language_model", **given)
+    kept, tokenizer = texts.with_tokenizer(config, labelled=False)
+    assert kept.chat
+    for i in kept.splits["train"]:
+        ids, _ = tokenizer.chat(json.loads(kept.texts[i]), answer=True)
+        assert tokenizer.unk is None or tokenizer.unk not in ids
+        if name in ("char", "bpe"):
+            said = "".join(
+                f"<|{turn['role']}|>\n{turn['content']}\n" for turn in json.loads(kept.texts[i])
+            )
+            assert tokenizer.decode(ids) == f"{said}<|assistant|>\n"
+    vocabulary = Rust.from_str(tokenizer.to_files()["tokenizer.json"]).get_vocab()
+    assert not [token for token in vocabulary if "conten" in token]
 
 
 def test_conversations_count_answers_alone(tmp_path):

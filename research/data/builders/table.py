@@ -198,7 +198,7 @@ def _messages(row: Row, name: str) -> Messages:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{row.where}: column '{name}' is not JSON ({error})") from error
     if not isinstance(value, list) or not value:
         raise UserError(

@@ -20,6 +20,15 @@ from research.errors import UserError, UserErrors
 from research.task import Batch, Inputs
 
 
+class ClassificationBatches(NamedTuple):
+    """Batches of texts to classify, and what they are made of."""
+
+    train_batch: Callable[..., Batch]  # (n, rows, inputs=True)
+    eval_batch: Callable[..., Batch]  # (split, n, rows, inputs=True)
+    # Of each split the documents, their tokens before any is cut, and of how many the end is cut off.
+    counts: dict[str, dict[str, int]]
+
+
 class LanguageBatches(NamedTuple):
     """Batches for a language model, and what they are made of."""
 
@@ -33,8 +42,8 @@ class LanguageBatches(NamedTuple):
 
 def classification(
     store: Any, tokenizer: Any, data: Any, *, seed: int, batch_size: int, eval_batch_size: int
-) -> tuple[Callable[..., Batch], Callable[..., Batch]]:
-    """Returns train_batch(n, rows, inputs=True) and eval_batch(split, n, rows, inputs=True).
+) -> ClassificationBatches:
+    """Returns the batches of texts.
 
     A batch holds tokens int32 [B, T], segments int32 [B, T] (1 for a token, 0 for padding), label int32 [B],
     id int32 [B] (the number of the text in the store) and mask float32 [B]; without `inputs` no tokens and segments.
@@ -58,7 +67,16 @@ def classification(
     _raise(errors + loader_error(data))
     encoded = encode(store, tokenizer, "classification")
     end, pad = closing(tokenizer), tokenizer.pad or 0
-    lengths = np.minimum(np.diff(encoded.texts.offsets), longest)
+    full = np.diff(encoded.texts.offsets)
+    counts = {
+        split: {
+            "documents": len(ids),
+            "tokens": int(full[ids].sum()),
+            "cut": int((full[ids] > longest).sum()),
+        }
+        for split, ids in splits.items()
+    }
+    lengths = np.minimum(full, longest)
     train_lengths = lengths[train]
 
     # Neither function may hold the store: Grain sends them to its workers, texts and all.
@@ -84,7 +102,7 @@ def classification(
         )
         return masked(values(ids, whole, inputs), ids, len(range(eval_batch_size)[rows]))
 
-    return train_batch, eval_batch
+    return ClassificationBatches(train_batch, eval_batch, counts)
 
 
 def inputs(

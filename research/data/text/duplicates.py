@@ -32,17 +32,22 @@ _BLOCK = 16384  # pieces hashed at a time: 8 MB
 _SPACE = re.compile(r"\s+")
 
 
-def find(texts: Sequence[str], said: Callable[[str], str] = str) -> tuple[Findings, int]:
+def find(
+    texts: Sequence[str],
+    said: Callable[[str], str] = str,
+    learnt: Callable[[str], str] | None = None,
+) -> tuple[Findings, int]:
     """Looks through all texts.
 
     Args:
-      said: text -> what of it is compared nearly, and may be blank.
+      said: text -> what of it is compared nearly.
+      learnt: text -> what of it must not be blank; None is what is compared.
 
     Returns:
       Findings, whose distances are 1 - Jaccard; how many texts stood in a crowd.
     """
     digest = digests(texts)
-    blank = np.array([not said(text).strip() for text in texts], bool)
+    blank = np.array([not (learnt or said)(text).strip() for text in texts], bool)
     candidates = np.flatnonzero(~blank)
     # Of equal texts only the first is compared; what is found then holds for each of its copies.
     groups = [candidates[group] for group in exact_groups(digest[candidates])]

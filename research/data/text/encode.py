@@ -6,6 +6,7 @@ N texts in a store, S tokens of all of them.
 import hashlib
 import json
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from research.data import cache
 from research.data.source import Progress
 from research.errors import UserError
 
-_FORMAT = "1"  # of the folder's content
+_FORMAT = "2"  # of the folder's content
 _CHUNK = 4_000_000  # bytes of text encoded at a time
 _KINDS = {"ids": np.int32, "bytes": np.int32, "weights": np.uint8}  # of the arrays [S]
 
@@ -58,7 +59,9 @@ def encode(store: Any, tokenizer: Any, kind: str) -> Mapped:
     """
     if kind == "language_model" and store.chat:
         kind = "chat"
-    state = json.dumps([_FORMAT, kind, tokenizer.sha256])
+    libraries = ["tokenizers", *(["Jinja2"] if kind == "chat" else [])]
+    made_by = [metadata.version(name) for name in libraries]
+    state = json.dumps([_FORMAT, kind, tokenizer.sha256, *made_by])
     folder = store.folder / f"tokens-{hashlib.sha256(state.encode()).hexdigest()[:16]}"
     make = {"classification": _classified, "language_model": _modelled, "chat": _chatted}[kind]
     if kind == "language_model":

@@ -132,16 +132,22 @@ def _json_lines(path: Path) -> Rows:
             continue
         try:
             values = json.loads(decoded(line, where))
-        except (json.JSONDecodeError, RecursionError) as error:
-            place = getattr(error, "pos", 0)
-            errors.append(
-                f"{where}: not JSON ({getattr(error, 'msg', error)}, character {place}); mend the line"
-            )
+        except json.JSONDecodeError as error:
+            errors.append(f"{where}: not JSON ({error.msg}, character {error.pos}); mend the line")
+            continue
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits, a tower of lists
+            reason = str(error).partition(";")[0]  # what comes then is advice to programmers
+            errors.append(f"{where}: JSON that cannot be read ({reason}); mend the line")
             continue
         if isinstance(values, dict):
             rows.append(Row(number, where, values))
         else:
             errors.append(f'{where}: not an object such as {{"text": "...", "label": "good"}}')
+    if all(row.broken for row in rows):  # the whole file is in another encoding
+        errors += [f"{row.broken}; convert the file" for row in rows]
     if errors:
         raise UserErrors(some(errors, str(path)))
     return Rows(next((list(row.values) for row in rows if not row.broken), []), rows)

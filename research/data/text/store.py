@@ -8,8 +8,10 @@ and without control characters, their digests and near duplicates. Below it lie 
 """
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +23,11 @@ from research.data.source import PARTS_WORDS, Progress, in_order, is_part
 from research.data.text import duplicates, texts
 from research.data.text.clean import Mended, lone_surrogate, mend, mend_chat, shown
 from research.data.text.source import TextExample, TextOpened, TextProblem, TextSource
-from research.data.text.texts import Texts, chat_to_text, spoken
-from research.data.words import TEXTS
+from research.data.text.texts import Texts, chat_to_text, learnt, spoken
+from research.data.words import CHATS, TEXTS
 from research.errors import UserError, UserErrors, nearest
 
-_FORMAT = "1"  # of the folders' content
+_FORMAT = "2"  # of the folders' content
 _LISTED = 10  # mistakes that an error lists
 _QUANTILES = {"min": 0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1}
 
@@ -59,7 +61,10 @@ def prepare(data, *, labelled: bool) -> TextStore:
     """
     source, options = prepared.locate(data, "locate_text")
     form = data.text.normalise
-    state = [_FORMAT, source.name, source.version, source.fingerprint, form, labelled, options]
+    # What mends the texts and what finds those that are nearly the same: other versions find other things.
+    made_by = [unicodedata.unidata_version, metadata.version("datasketch")]
+    read = [source.name, source.version, source.fingerprint, form, labelled, options]
+    state = [_FORMAT, *made_by, *read]
     folder = prepared.source_folder(
         data, source, state, lambda temporary: _write_source(temporary, source, form, labelled)
     )
@@ -95,7 +100,7 @@ def _pool(
         Findings(*(arrays[name] for name in Findings._fields)),
         meta["problems"],
         arrays["groups"],
-        TEXTS,
+        CHATS if meta["chat"] else TEXTS,
         arrays["pinned"],
         arrays["characters"] > longest,
     )
@@ -173,7 +178,9 @@ def _write_source(folder: Path, source: TextSource, form: str, labelled: bool) -
         "characters": np.array(reading.characters, np.int64),
     }
     chat = bool(reading.chat)
-    found, crowded = duplicates.find(texts.load(folder), partial(spoken, chat=chat))
+    found, crowded = duplicates.find(
+        texts.load(folder), partial(spoken, chat=chat), partial(learnt, chat=chat)
+    )
     meta = {
         "class_names": names,
         "chat": chat,

@@ -8,9 +8,11 @@ day, or run again, has to read the same tokens.
 
 import datetime
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 from research.errors import UserError
@@ -47,6 +49,16 @@ def render(template: str, messages: Messages, *, answer: bool, special: Mapping[
     """
     text = _rendered(template, messages, answer, special)
     return text.replace(_START, "").replace(_END, "")
+
+
+def plain(messages: Messages) -> str:
+    """Returns a conversation as a tokenizer that is made here is to learn it: by `DEFAULT`, without special tokens."""
+    return render(DEFAULT, messages, answer=False, special={})
+
+
+def plain_version() -> str:
+    """Returns what changes whenever `plain` may write another text; a part of a folder's name."""
+    return f"chat-{hashlib.sha256(DEFAULT.encode()).hexdigest()[:8]}-{metadata.version('Jinja2')}"
 
 
 def spans(

@@ -6,10 +6,13 @@ a model is trained on can be given as they are: {"prompt": "..."} is a text too,
 already are left out.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from research.data.text.clean import lone_surrogate, mend, mend_chat
+from research.data.text.files import TextError
+from research.data.text.files import read as read_text
+from research.data.text.rows import read_rows, some
 from research.errors import UserError, UserErrors
 from research.task import Prompt
 
@@ -18,23 +21,27 @@ _TEXTS = ("text", "prompt")
 _MESSAGE = '{"role": "user", "content": "..."}'
 
 
-def read_texts(paths: list[str], prompt: str) -> tuple[list[str], list[str]]:
+def read_texts(paths: list[str], prompt: str, form: str) -> tuple[list[str], list[str]]:
     """Returns names and texts: the prompt, or every line of .txt files and the 'text' of every line of .jsonl files.
 
+    Args:
+      form: config.data.text.normalise; the texts are mended as those are that a model learns from.
+
     Raises:
-      UserErrors: a file is missing, of another kind, not UTF-8 or not JSON; or there is nothing to read.
+      UserErrors: a file is missing, of another kind, not UTF-8 or not JSON; a text holds half a character; or there
+        is nothing to read.
     """
-    found = _read(paths, prompt, chat=False)
+    found = _read(paths, prompt, form, chat=False)
     return [name for name, _ in found], [text for _, text in found]
 
 
-def read_prompts(paths: list[str], prompt: str, *, chat: bool) -> list[Prompt]:
+def read_prompts(paths: list[str], prompt: str, form: str, *, chat: bool) -> list[Prompt]:
     """Returns what to go on with: texts, or with `chat` lists of {"role", "content"}, the last not the assistant's.
 
     Raises:
       UserErrors: as `read_texts`.
     """
-    found = _read(paths, prompt, chat=chat)
+    found = _read(paths, prompt, form, chat=chat)
     if not chat:
         return [Prompt(name, text, text) for name, text in found]
     return [Prompt(name, messages, _dialogue(messages)) for name, messages in found]
@@ -45,32 +52,41 @@ def _dialogue(messages: list[dict[str, str]]) -> str:
     return f"{said}assistant: "
 
 
-def _read(paths: list[str], prompt: str, *, chat: bool) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _read(paths: list[str], prompt: str, form: str, *, chat: bool) -> list[tuple[str, Any]]:
+    given: list[tuple[str, str, Any]] = []  # name, place for messages, text or messages
     lines: list[str] = []
     if prompt:
-        found.append(("prompt", _said(prompt) if chat else prompt))
+        given.append(("prompt", "--prompt", prompt))
     for path in map(Path, paths):
         if not path.is_file() or path.suffix not in ENDINGS:
             why = "no such file" if not path.exists() else f"ends in none of {', '.join(ENDINGS)}"
             lines.append(f"--inputs={path}: {why}")
             continue
+        read = _json_lines if path.suffix == ".jsonl" else _lines
         try:
-            content = path.read_text("utf-8-sig")
-        except UnicodeDecodeError as error:
-            lines.append(f"--inputs={path}: byte {error.start} is not UTF-8; convert the file")
+            rows = read(path)
+        except UserErrors as error:
+            lines += [f"--inputs={line}" for line in error.lines]
             continue
-        for number, line in enumerate(content.split("\n"), 1):
-            if not line.strip():
-                continue
+        except (UserError, TextError) as error:
+            lines.append(f"--inputs={error}")
+            continue
+        for number, row in rows:
+            place = f"--inputs={path} line {number}"
             try:
-                given = _object(line, chat) if path.suffix == ".jsonl" else line.rstrip("\r")
+                given.append((f"{path}:{number}", place, _given(row, chat)))
             except UserError as error:
-                lines.append(f"--inputs={path}, line {number}: {error}")
-                continue
-            found.append(
-                (f"{path}:{number}", _said(given) if chat and isinstance(given, str) else given)
-            )
+                lines.append(f"{place}: {error}")
+    found: list[tuple[str, Any]] = []
+    for name, place, one in given:
+        messages = _said(one) if isinstance(one, str) else one
+        said = [text for message in messages for text in message.values()]
+        if broken := next(filter(None, map(lone_surrogate, said)), ""):
+            lines.append(f"{place}: holds {broken}; take it out")
+        elif chat:
+            found.append((name, mend_chat(messages, form)[0]))
+        else:
+            found.append((name, mend(one, form).text))
     if lines:
         raise UserErrors(lines)
     if not found:
@@ -80,23 +96,31 @@ def _read(paths: list[str], prompt: str, *, chat: bool) -> list[tuple[str, Any]]
     return found
 
 
+def _lines(path: Path) -> list[tuple[int, str]]:
+    lines = enumerate(read_text(path).split("\n"), 1)
+    return [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
+
+
+def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    rows = read_rows(path).rows
+    if broken := [row.broken for row in rows if row.broken]:
+        raise UserErrors(some(broken, str(path)))
+    return [(row.number, row.values) for row in rows]
+
+
 def _said(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def _object(line: str, chat: bool) -> Any:
-    wanted = 'must be JSON such as {"text": "..."}' + f' or {{"messages": [{_MESSAGE}]}}' * chat
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(wanted) from error
-    if not isinstance(row, dict):
-        raise UserError(wanted)
+def _given(row: str | dict[str, Any], chat: bool) -> Any:
+    if isinstance(row, str):
+        return row
     if chat and "messages" in row:
         return _conversation(row["messages"])
     text = next((row[name] for name in _TEXTS if name in row), None)
     if not isinstance(text, str):
-        raise UserError(wanted)
+        also = f' or {{"messages": [{_MESSAGE}]}}' * chat
+        raise UserError(f'must be JSON such as {{"text": "..."}}{also}')
     return text
 
 

@@ -1,14 +1,18 @@
 """What the tasks on text have in common: their data, their tokenizer and a model that fits both."""
 
+import json
+import re
 from typing import Any
 
 import jax.numpy as jnp
 
 from research.data.text import store
 from research.data.tokenizer import Tokenizer, obtain
+from research.data.tokenizing import chat, training
 from research.errors import UserError, UserErrors
 from research.tasks.shared import models
 from research.tasks.shared.unread import demand_read
+from research.transfer import rules as user_rules
 
 
 def prepare(config: Any, *, labelled: bool) -> store.TextStore:
@@ -18,10 +22,6 @@ def prepare(config: Any, *, labelled: bool) -> store.TextStore:
       UserErrors: they cannot be had, or the config says something of pictures.
     """
     demand_read(config, "texts")
-    if config.data.loader != "memory":
-        raise UserError(
-            f"config.data.loader={config.data.loader}: texts are read from memory; set it to memory"
-        )
     return store.prepare(config.data, labelled=labelled)
 
 
@@ -29,8 +29,9 @@ def with_tokenizer(config: Any, *, labelled: bool) -> tuple[store.TextStore, Tok
     """Returns the texts and the tokenizer, which is trained on the training split where the config asks for that.
 
     Raises:
-      UserErrors: the data or the tokenizer cannot be had.
+      UserErrors: the data or the tokenizer cannot be had, or the weights are of another tokenizer.
     """
+    _demand_known_vocabulary(config)
     data = prepare(config, labelled=labelled)
     folder = None
     if config.tokenizer.name == "pretrained" and config.pretrained.source:
@@ -39,9 +40,16 @@ def with_tokenizer(config: Any, *, labelled: bool) -> tuple[store.TextStore, Tok
         folder = folder_of(config.pretrained.source)
 
     def texts():
-        return (data.texts[i] for i in data.splits["train"])
+        kept = (data.texts[i] for i in data.splits["train"])
+        return (chat.plain(json.loads(text)) for text in kept) if data.chat else kept
 
-    made = obtain(config.tokenizer, folder_of_source=folder, texts=texts, folder=data.folder)
+    made = obtain(
+        config.tokenizer,
+        folder_of_source=folder,
+        texts=texts,
+        folder=data.folder,
+        form=chat.plain_version() if data.chat else "",
+    )
     return data, made.with_template() if data.chat else made
 
 
@@ -87,7 +95,32 @@ def fingerprints(data: store.TextStore, tokenizer: Tokenizer) -> dict[str, str]:
     return {**data.fingerprints, "tokenizer": tokenizer.sha256}
 
 
+def told(what: str, found: dict[str, tuple[int, int]], rest: str) -> tuple[str, ...]:
+    """Returns the line 'WHAT: 3 of 40 in train, REST', or none.
+
+    Args:
+      found: split -> how many, of how many.
+    """
+    parts = [f"{some:,} of {of:,} in {split}" for split, (some, of) in found.items() if some]
+    return (f"{what}: {', '.join(parts)}, {rest}",) if parts else ()
+
+
 def excerpt(text: str, most: int = 200) -> str:
     """Returns a text on one line, cut."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _demand_known_vocabulary(config: Any) -> None:
+    """Raises UserError if the rows of a foreign embedding would stand for the tokens of a tokenizer made here."""
+    name, source, rules = config.tokenizer.name, config.pretrained.source, config.pretrained.rules
+    foreign = source.startswith(("hf:", "package:")) and name in training.NAMES
+    if not foreign or user_rules.mistakes(rules):  # which are told elsewhere
+        return
+    if any(rule[1] == "skip" and re.search(rule[0], "embed/embedding") for rule in rules):
+        return
+    raise UserError(
+        f"config.tokenizer.name={name}: is made anew, but the model of config.pretrained.source={source} knows "
+        "the tokens of its own; set config.tokenizer.name=pretrained, or have its embeddings start fresh by the rule "
+        "(r'^embed/', 'skip') of config.pretrained.rules"
+    )
