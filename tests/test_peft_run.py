@@ -127,3 +127,35 @@ def test_mistakes_are_told_before_anything_runs(place, launch, capsys, tmp_path,
     code = launch(*given(place), *LORA, adapter, *flags, f"--workdir={tmp_path}/run")
     assert code == 2 and not (tmp_path / "run").exists()
     assert re.search(words, capsys.readouterr().err)
+
+
+def test_classes_in_another_order_are_told_before_anything_runs(place, launch, capsys, tmp_path):
+    folder = shutil.copytree(place / "hf", tmp_path / "hf")
+    labels = {str(i): str(9 - i) for i in range(10)}
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": labels}))
+    flags = (*given(place), f"--config.pretrained.source=hf:{folder}", "--mode=check")
+    assert launch(*flags) == 2
+    assert (
+        "the data has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9: the same in another order"
+        in capsys.readouterr().err
+    )
+    assert launch(*flags, "--config.pretrained.rules=((r'^head/', 'skip'),)") == 0
+
+
+def test_fresh_values_that_nothing_trains_go_along(place, launch, capsys, tmp_path):
+    fresh = "--config.pretrained.rules=((r'^norm/', 'skip'),)"
+    run = f"--workdir={tmp_path}/run"
+    assert launch(*given(place), *LORA, fresh, run, "--config.train.duration=steps=1") == 0
+    assert "--format=peft will not" not in capsys.readouterr().out
+    assert launch(run, "--mode=export", "--format=peft", f"--output={tmp_path}/out") == 0
+    arrays = safetensors.read(tmp_path / "out/adapter_model.safetensors")
+    np.testing.assert_array_equal(arrays["base_model.model.vit.layernorm.weight"], np.ones(8))
+
+
+def test_what_peft_cannot_say_is_told_before_training(place, launch, capsys):
+    train = "--config.lora.train=(r'^(head/|cls_token|pos_embed)',)"
+    flags = (*given(place), "--config.lora.rank=2", train, "--mode=check")
+    assert launch(*flags) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "--format=peft" in line]
+    assert len(told) == 1 and "note: --format=peft will not be able to write this run: " in told[0]
+    assert "config.lora.layers: PEFT saves vit.embeddings.patch_embeddings" in told[0]

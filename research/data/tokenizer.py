@@ -139,6 +139,26 @@ class Tokenizer:
             {**self._files, folders.CONFIG: json.dumps(config, indent=2) + "\n"}, self._where
         )
 
+    def with_padding(self) -> "Tokenizer":
+        """Returns this tokenizer with a token to fill rows with: its own, else one that no text to classify ends in.
+
+        Decoders of transformers classify by the last token that is not the padding. So eos, if the tokenizer does not
+        put it around a text itself, or else its first special token of which that is true; none if there is none.
+        """
+        if self.pad is not None:
+            return self
+        (around,) = self.encode([""], special=True)
+        used = {self.unk, *around.tolist()}
+        there = [i for i in (self.eos, *self.special_ids()) if i is not None and i not in used]
+        if not there:
+            return self
+        added = {"pad_token": self._marking.id_to_token(there[0])}
+        files = {
+            name: json.dumps(json.loads(self._files[name]) | added, indent=2, ensure_ascii=False)
+            for name in (folders.CONFIG, folders.SPECIAL)
+        }
+        return Tokenizer({**self._files, **{k: f"{v}\n" for k, v in files.items()}}, self._where)
+
     def to_files(self) -> dict[str, str]:
         """Returns its files by name, as loaded: tokenizer.json, tokenizer_config.json, special_tokens_map.json.
 

@@ -86,12 +86,23 @@ def problems(config: Any, task: Task) -> list[str]:
     """
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     try:
-        adapters.read(config, shapes[0], read(config, *shapes))
+        found = read(config, *shapes)
+        adapters.read(config, shapes[0], found)
     except UserErrors as errors:
         return errors.lines
     except UserError as error:
         return [str(error)]
-    return []
+    return _other_classes(config, task, found)
+
+
+def _other_classes(config: Any, task: Task, found: Imported | None) -> list[str]:
+    """Says so if the head comes from a folder that has the classes in another order."""
+    if found is None or any(path.startswith("head/") for path in found.skipped):
+        return []
+    from research.transfer.hf import configs
+
+    line = configs.order_problem(config.pretrained.source, task.about.get("classes", ()))
+    return [line] if line else []
 
 
 def remarks(config: Any, task: Task, program: Program, found: Imported | None) -> list[str]:
@@ -109,6 +120,7 @@ def remarks(config: Any, task: Task, program: Program, found: Imported | None) -
     if still:
         shown = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
         lines.append(f"note: {shown}: frozen at fresh random values, which nothing has trained")
+    lines.append(adapters.not_in_peft(config, task, found))
     return [line for line in lines if line]
 
 

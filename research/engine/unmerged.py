@@ -4,51 +4,56 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from research.engine import pretrained
-from research.engine.state import TrainState, evaluated_params
+from research.engine import adapters, pretrained
+from research.engine.state import TrainState, evaluated_params, named_leaves
 from research.task import Task
-from research.transfer import peft
-from research.transfer.recognise import named, namings_of
-from research.transfer.tables import TORCH
-
-TYPES = {
-    "classify": "SEQ_CLS",
-    "lm": "CAUSAL_LM",
-}  # a model's head -> PEFT's word; it has none for the others
+from research.transfer import lora, peft
+from research.transfer.load import Imported
 
 
-def write(folder: Path, config: Any, state: TrainState, naming: str, head: str) -> None:
-    """Writes the adapters that evaluation uses, and what config.lora.train names, into a folder.
+def write(
+    folder: Path, config: Any, state: TrainState, task: Task, naming: str, base: Imported | None
+) -> None:
+    """Writes the adapters that evaluation uses, and whole what else is not as the base has it, into a folder.
+
+    That is what config.lora.train names or groups train, and frozen fresh values.
 
     Args:
-      head: of a model of tokens, `Task.about['head']`; '' of any other.
+      task: of the config.
+      naming: whose names the modules have.
+      base: what `base_of` returned.
 
     Raises:
       UserErrors: something trained can't be said in PEFT's format.
     """
     kind, _, place = config.pretrained.source.partition(":")
-    options = {key: value for key, value in config.model.items() if key != "name"}
+    params = jax.device_get(evaluated_params(state))
     peft.write(
         folder,
-        jax.device_get(evaluated_params(state)),
+        params,
         config.lora,
         model=config.model.name,
-        options=options,
+        options={key: value for key, value in config.model.items() if key != "name"},
         naming=naming,
         base=place if kind == "hf" else "",
-        task_type=TYPES.get(head, ""),
+        task_type=adapters.PEFT_TYPES.get(task.about.get("head", ""), ""),
+        beside=_others(params, base.params) if base else (),
     )
 
 
-def naming_in_memory(config: Any, task: Task) -> str:
-    """Returns whose names the base's modules have once its library has read it.
+def base_of(config: Any, task: Task) -> Imported | None:
+    """Returns what the adapters stand on, as `config.pretrained` names it."""
+    return pretrained.read(config, *jax.eval_shape(task.init, jax.random.key(0)))
 
-    Where the base doesn't tell, those of the model's first PyTorch library.
-    """
-    name = config.model.name
-    base = pretrained.read(config, *jax.eval_shape(task.init, jax.random.key(0)))
-    found = named(name, base.naming) if base else None
-    if found is None or found.convention != TORCH:
-        found = next(naming for naming in namings_of(name) if naming.convention == TORCH)
-    return found.in_memory or found.name
+
+def _others(params: Any, base: Any) -> list[str]:
+    """Paths of the parameters that the base has not, or otherwise."""
+    there = named_leaves(base)
+    return [
+        path
+        for path, leaf in named_leaves(params).items()
+        if not lora.is_adapter(path)
+        and (there.get(path) is None or not np.array_equal(leaf, there[path]))
+    ]

@@ -68,10 +68,11 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     naming = _naming(config, format, naming)
     out = _directory(flags.output)
     layout, task, restored = modes.restore(config, path)
-    from research.engine import unmerged
+    from research.engine import adapters, unmerged
 
+    base = unmerged.base_of(config, task) if format in ADAPTERS else None
     if format in ADAPTERS and not naming:
-        naming = unmerged.naming_in_memory(config, task)
+        naming = adapters.naming_in_memory(config, base)
     model = exported(config, path, layout, restored.state)
 
     from research.engine.state import params_sha256
@@ -92,7 +93,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     try:
         target = staging / _file(format)
         if format in ADAPTERS:
-            unmerged.write(staging, config, restored.state, naming, about.get("head", ""))
+            unmerged.write(staging, config, restored.state, task, naming, base)
             lines = [f"{naming} names"]
         elif format in FOLDERS:
             kind = weights.write_folder(staging, config, model, naming)

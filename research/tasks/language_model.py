@@ -167,6 +167,7 @@ def build(
             "inputs": {"tokens": [length]},
             "head": OBJECTIVES[objective],
             "vocab_size": tokenizer.size,
+            **({"ends": _ends(tokenizer, data.chat)} if causal else {}),
         },
         measure=measure,
         describe=describe,
@@ -176,6 +177,16 @@ def build(
         read_prompts=read_prompts if causal else None,
         generate=generate if causal else None,
     )
+
+
+def _ends(tokenizer: Any, chat: bool) -> list[int]:
+    """The tokens that end a text; none where a template refuses what they are found by."""
+    from research.tasks.shared import writing
+
+    try:
+        return list(writing.ends(tokenizer, chat))
+    except UserError:
+        return []
 
 
 def _remarks(counts: dict[str, dict[str, int | float]], length: int) -> tuple[str, ...]:

@@ -73,6 +73,21 @@ def roberta():
     return transformers.RobertaForSequenceClassification(config)
 
 
+def distilbert():
+    config = transformers.DistilBertConfig(
+        vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=10, num_labels=3
+    )  # fmt: skip
+    return transformers.DistilBertForSequenceClassification(config)
+
+
+def scored():
+    config = transformers.LlamaConfig(
+        **TEXT, intermediate_size=24, max_position_embeddings=10, num_key_value_heads=1, rms_norm_eps=1e-6,
+        num_labels=3, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.LlamaForSequenceClassification(config)
+
+
 def gpt2():
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=10, bos_token_id=0, eos_token_id=0
@@ -113,6 +128,15 @@ CASES = {
     "roberta": Case(
         roberta, "transformer", ROBERTA, CLASSES, "roberta", (r"block_\d+/attention/.*",),
         r".*attention\.(self\.(query|key|value)|output\.dense)", (r"^(pooler|head)/",), ("classifier",), "SEQ_CLS",
+    ),
+    "distilbert": Case(
+        distilbert, "transformer", ENCODER | dict(context=10, pooler="relu"), CLASSES, "distilbert",
+        (r"block_\d+/attention/(query|value)$", r"block_\d+/mlp/.*"), ["q_lin", "v_lin", "lin1", "lin2"],
+        (r"^(pooler|head)/",), ("classifier",), "SEQ_CLS",
+    ),
+    "scored": Case(
+        scored, "transformer", LLAMA | dict(pool="last", head_bias=False), CLASSES, "llama",
+        (r"block_\d+/attention/(query|value)$",), ["q_proj", "v_proj"], (r"^head/",), ("score",), "SEQ_CLS",
     ),
     "gpt2": Case(
         gpt2, "transformer", dict(width=16, depth=2, heads=2, hidden=64, context=10, activation="gelu_tanh"),
@@ -298,3 +322,22 @@ def test_ranks_and_scales_may_differ_by_module(tmp_path):
     found = peft.read(tmp_path, section, shapes=pair.shapes(section), base=base, **pair.how)
     params = tree(base | found.values)
     np.testing.assert_allclose(pair.logits(params, section), pair.logits_of(model), atol=CLOSE)
+
+
+def test_what_is_fresh_and_frozen_goes_along(tmp_path):
+    """A base without the layer before the head: PEFT computes with ours only if the adapter brings it."""
+    pair = PAIRS.setdefault("distilbert", Pair(CASES["distilbert"]))
+    section = pair.section(train=(r"^head/",))
+    generator = np.random.default_rng(2)
+    leaves = flat(pair.base)
+    for path, shape in pair.shapes(section).items():
+        if lora.is_adapter(path) or path.startswith(("pooler/", "head/")):
+            leaves[path] = 0.2 * generator.standard_normal(shape).astype(np.float32)
+    fresh = [path for path in leaves if path.startswith("pooler/")]
+    how = dict(naming="distilbert", task_type="SEQ_CLS", **pair.how)
+    peft.write(tmp_path, tree(leaves), section, beside=fresh, **how)
+    base = pair.case.make().eval()
+    base.load_state_dict(pair.theirs.state_dict())
+    model = theirs.PeftModel.from_pretrained(base, tmp_path).eval()
+    want = pair.logits(tree(leaves), section)
+    np.testing.assert_allclose(pair.logits_of(model), want, atol=CLOSE)

@@ -412,6 +412,21 @@ def test_the_words_of_transformers_5_mean_the_same():
     assert configs.to_model(new) == configs.to_model(GEMMA3)
 
 
+def test_the_older_word_for_scaling_changes_gemma_3_s_global_layers_alone():
+    """As Gemma3TextConfig of transformers 5 merges the two."""
+    new = {k: v for k, v in GEMMA3.items() if k not in ("rope_theta", "rope_local_base_freq")}
+    new["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    new["rope_parameters"] = {
+        "full_attention": {"rope_type": "default", "rope_theta": 2e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+    }
+    found = configs.to_model(new)
+    assert (found["rotary_base"], found["rotary_local_base"]) == (2e6, 3e4)
+    assert found["rotary_scaling"] == ("linear", 8.0)
+    del new["rope_parameters"]["full_attention"]
+    assert configs.to_model(new)["rotary_base"] == 1e6  # transformers' value for none
+
+
 def test_windows_that_begin_at_a_layer_are_those_of_all_or_none():
     windowed = {**QWEN2, "use_sliding_window": True}
     assert configs.to_model(windowed)["window"] == 0  # it would begin after the last layer
@@ -547,7 +562,7 @@ def test_the_options_are_those_of_the_model():
     from research.models.transformer import Model
 
     fields = {f.name: f.default for f in dataclasses.fields(Model)}
-    given = ("vocab_size", "outputs", "head", "dtype", "axis_name", "parent", "name")
+    given = ("vocab_size", "vocabulary", "outputs", "head", "dtype", "axis_name", "parent", "name")
     rest = {k: v for k, v in fields.items() if k not in (*given, "scan", "remat")}
     assert rest == DEFAULTS
 
@@ -615,3 +630,17 @@ def test_a_hub_that_cannot_be_reached_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "org" / "name", GPT2)  # a folder comes first
     assert configs.about("hf:org/name").model_type == "gpt2" and len(asked) == 3
+
+
+def test_classes_in_another_order_are_told(tmp_path):
+    labels = {"0": "NEGATIVE", "1": "NEUTRAL", "2": "POSITIVE"}
+    source = f"hf:{folder(tmp_path / 'a', {**BERT, 'id2label': labels})}"
+    line = configs.order_problem(source, ("positive", "negative", "neutral"))
+    assert "NEGATIVE, NEUTRAL, POSITIVE" in line and "positive, negative, neutral" in line
+    assert "(r'^head/', 'skip')" in line
+    fine = [("negative", "neutral", "positive"), ("good", "bad", "ugly"), ("negative", "positive")]
+    assert not any(configs.order_problem(source, names) for names in fine)
+    labels = {str(i): f"LABEL_{i}" for i in range(3)}
+    folder(tmp_path / "a", {**BERT, "id2label": labels})
+    assert not configs.order_problem(source, fine[0])
+    assert not configs.order_problem("torch:weights.pth", fine[0])

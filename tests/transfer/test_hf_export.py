@@ -1,14 +1,20 @@
 """Hugging Face folders out and in again, with NumPy only; and the tables that read parts of an array."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from research.data.tokenizer import Tokenizer, train
+from research.data.tokenizer import load as load_tokenizer
 from research.errors import UserError
 from research.models import transformer
+from research.modes.exports import weights
+from research.tasks import language_model
 from research.transfer import formats
 from research.transfer.formats import safetensors
 from research.transfer.hf import configs, export
@@ -320,6 +326,68 @@ def test_what_cannot_be_written_is_refused_before_anything_is(ours, tmp_path):
     with pytest.raises(UserError, match="19 rows for 20 tokens"):
         export.write(tmp_path / "x", ours("gpt2").params, GPT2, head="lm", vocab_size=20)
     assert not (tmp_path / "x").exists()
+
+
+# What a tokenizer has to say
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def exported(model, tokenizer, folder, about, **files):
+    """Returns config.json and generation_config.json of a run's export."""
+    task = SimpleNamespace(about={"head": model.head, **about}, files=tokenizer.to_files())
+    config = ConfigDict({"model": {"name": "transformer", **model.options}})
+    weights.write_folder(folder, config, SimpleNamespace(task=task, params=model.params), "")
+    names = ("config.json", "generation_config.json")
+    return [json.loads((folder / n).read_text()) for n in names if (folder / n).exists()]
+
+
+def tokenizer(*, around=False, **said):
+    """A tokenizer of characters: <|pad|>, <|endoftext|>, <|mask|>, <|unk|>, a ..., whose roles are those given."""
+    files = train("char", ["abcdefghi"], size=300, lowercase=False).to_files()
+    if not around:  # eos before and after a text to classify
+        files["tokenizer.json"] = json.dumps(
+            json.loads(files["tokenizer.json"]) | {"post_processor": None}
+        )
+    files["tokenizer_config.json"] = json.dumps(
+        {"tokenizer_class": "PreTrainedTokenizerFast"} | said
+    )
+    return Tokenizer({**files, "special_tokens_map.json": "{}"})
+
+
+def test_all_that_ends_a_turn_goes_along(ours, tmp_path):
+    made = tokenizer(
+        eos_token="<|endoftext|>",
+        chat_template=CHATML,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    ends = language_model._ends(made, chat=True)
+    (closing,) = made.encode(["<|im_end|>"], special=False, markup=True)
+    assert ends == [made.eos, int(closing[0])]
+    for config in exported(ours("gpt2"), made, tmp_path, {"ends": ends}):
+        assert config["eos_token_id"] == ends
+    ends = language_model._ends(made, chat=False)
+    for config in exported(ours("gpt2"), made, tmp_path, {"ends": ends}):
+        assert config["eos_token_id"] == made.eos
+
+
+def test_a_classifier_of_the_last_token_knows_what_fills_a_row(ours, tmp_path):
+    """transformers takes the last token that is not pad_token_id, so no text may end in that one."""
+    eos = {"eos_token": "<|endoftext|>"}
+    for said, token in (
+        (eos, "<|endoftext|>"),
+        (eos | {"around": True}, "<|pad|>"),
+        (eos | {"pad_token": "b"}, "b"),
+    ):
+        made = tokenizer(**said)
+        assert (made.pad is None) == ("pad_token" not in said)
+        (config,) = exported(ours("gpt2_classes"), made, tmp_path, {"classes": NAMES})
+        again = load_tokenizer(tmp_path)
+        assert config["pad_token_id"] == again.pad
+        assert again.decode([again.pad], special=True) == token
 
 
 # Tables

@@ -29,6 +29,10 @@ SMALL = {
         dict(vocab_size=11, outputs=5, head="lm"),
     ),
 }
+DISTILBERT = dict(
+    width=12, depth=2, heads=2, hidden=16, context=8, causal=False, prenorm=False, final_norm=False,
+    embed_norm=True, pool="first", pooler="relu",
+)  # fmt: skip
 RANK = 2
 PREFIX = "base_model.model."
 
@@ -405,3 +409,47 @@ def test_a_classifier_of_text_goes_along_whole(tmp_path):
     )
     assert settings["modules_to_save"] == ["classifier", "vit.layernorm"]
     assert f"{PREFIX}classifier.weight" in arrays
+
+
+@pytest.fixture
+def distilbert(monkeypatch):
+    given = (DISTILBERT, dict(vocab_size=11, outputs=5, head="classify"))
+    monkeypatch.setitem(SMALL, "transformer", given)
+    shapes_of.cache_clear()
+    yield lambda **how: Setting("transformer", "distilbert", **how)
+    shapes_of.cache_clear()
+
+
+def test_what_peft_takes_for_the_classifier_goes_along(distilbert, tmp_path):
+    """'pre_classifier' ends with 'classifier', which is all that PEFT looks at."""
+    setting = distilbert(layers=(r"block_.*",))
+    arrays, settings = setting.write(tmp_path, task_type="SEQ_CLS")
+    assert settings["modules_to_save"] == ["classifier", "pre_classifier"]
+    kernel = arrays[f"{PREFIX}pre_classifier.weight"]
+    np.testing.assert_array_equal(kernel, setting.leaves["pooler/kernel"].T)
+    assert setting.read(tmp_path).values.keys() >= {"head/kernel"}
+    with pytest.raises(UserError, match="PEFT saves pre_classifier whole, where there is an adap"):
+        distilbert(layers=(r"block_.*", r"pooler$")).write(tmp_path / "no", task_type="SEQ_CLS")
+
+
+def test_what_the_base_lacks_goes_along(distilbert, tmp_path):
+    setting = distilbert(layers=(r"block_.*/query$",))
+    fresh = ["block_1/norm2/bias", "block_1/norm2/scale"]
+    arrays, settings = setting.write(tmp_path, beside=fresh)
+    (name,) = set(settings["modules_to_save"]) - {"classifier", "pre_classifier"}
+    assert name == "distilbert.transformer.layer.1.output_layer_norm"
+    np.testing.assert_array_equal(arrays[f"{PREFIX}{name}.bias"], setting.leaves[fresh[0]])
+    with pytest.raises(
+        UserError, match="layer.1.ffn.lin1, .* whole, where there is an adapter here"
+    ):
+        distilbert().write(tmp_path, beside=["block_1/mlp/up/bias"])
+
+
+def test_refusals_are_known_from_shapes_alone(distilbert, tmp_path):
+    setting = distilbert()
+    how = dict(naming="distilbert", task_type="SEQ_CLS", **setting.about)
+    (line,) = peft.problems(setting.shapes, setting.lora, **how)
+    with pytest.raises(UserError, match=re.escape(line)):
+        setting.write(tmp_path, task_type="SEQ_CLS")
+    good = distilbert(layers=(r"block_.*",))
+    assert peft.problems(good.shapes, good.lora, **how) == []

@@ -7,8 +7,6 @@ from typing import Any
 from research.errors import UserError
 from research.modes.exports.program import texts
 
-TOKENS = ("pad", "bos", "eos")
-
 
 def write(
     path: Path, format: str, naming: str, config: Any, model: Any, about: dict[str, Any]
@@ -53,6 +51,8 @@ def write_folder(folder: Path, config: Any, model: Any, model_type: str) -> str:
         )
     tokenizer = Tokenizer(model.task.files)
     options = {key: value for key, value in config.model.items() if key != "name"}
+    if about["head"] == "classify" and options.get("causal", True):
+        tokenizer = tokenizer.with_padding()  # which it finds the last token by
     return export.write(
         folder,
         model.params,
@@ -60,7 +60,9 @@ def write_folder(folder: Path, config: Any, model: Any, model_type: str) -> str:
         head=about["head"],
         vocab_size=model.params["embed"]["embedding"].shape[0],
         class_names=tuple(about.get("classes", ())),
-        tokenizer_files=model.task.files,
+        tokenizer_files=tokenizer.to_files(),
         model_type=model_type,
-        **{token: getattr(tokenizer, token) for token in TOKENS},
+        pad=tokenizer.pad,
+        bos=tokenizer.bos,
+        eos=about.get("ends") or tokenizer.eos,
     )

@@ -7,6 +7,7 @@
 are options that no model_type can say.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +96,26 @@ def about(source: str) -> About:
     return About(folder_of(source), kind.name, kind.naming, head, size, names)
 
 
+def order_problem(source: str, class_names: Sequence[str]) -> str:
+    """Returns what is wrong if a source has these classes in another order, by which its head would be misread.
+
+    '' where the order is the same, the names are others, or the source says none.
+    """
+    try:
+        config = config_of(source)
+        labels = config.get("id2label")
+        theirs = _class_names(config) if isinstance(labels, dict) else ()
+    except (UserError, ValueError):  # a file of arrays alone, say
+        return ""
+    folded, wanted = ([name.casefold() for name in names] for names in (theirs, class_names))
+    if folded == wanted or sorted(folded) != sorted(wanted):
+        return ""
+    return (
+        f"{source}: its head has the classes {_listed(theirs)}, the data has {_listed(class_names)}: the same in "
+        "another order; add the rule (r'^head/', 'skip') to config.pretrained.rules"
+    )
+
+
 def model_of(source: str) -> Options:
     """Returns config.model for a source: its config.json as `to_model` reads it.
 
@@ -148,7 +169,7 @@ def from_model(
     model_type: str = "",
     pad: int | None = None,
     bos: int | None = None,
-    eos: int | None = None,
+    eos: int | Sequence[int] | None = None,
 ) -> Config:
     """Returns a config.json that transformers 4 and 5 read.
 
@@ -158,7 +179,7 @@ def from_model(
       vocab_size: rows of the embedding.
       class_names: of head 'classify'.
       model_type: the one to write; '' takes the first that expresses the options exactly.
-      pad, bos, eos: ids of the tokenizer's tokens.
+      pad, bos, eos: ids of the tokenizer's tokens; several of them may end a text.
 
     Raises:
       UserError: no such model_type, or none expresses the options; the line names those in the way.
@@ -182,12 +203,18 @@ def from_model(
         **_write(TYPES[name], wanted),
         **({} if pad is None and name == "roberta" else {"pad_token_id": pad}),
         "bos_token_id": bos,
-        "eos_token_id": eos,
+        "eos_token_id": _one_or_all(eos),
         **(_classes(class_names) if head == "classify" else {}),
         "initializer_range": 0.02,
         "torch_dtype": "float32",
         "use_cache": True,
     }
+
+
+def _one_or_all(ids: int | Sequence[int] | None) -> int | list[int] | None:
+    if ids is None or isinstance(ids, int):
+        return ids
+    return ids[0] if len(ids) == 1 else list(ids) or None
 
 
 def _type_of(config: Config, where: str) -> ModelType:
@@ -265,6 +292,10 @@ def _classes(names: tuple[str, ...]) -> Config:
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _class_names(config: Config) -> tuple[str, ...]:

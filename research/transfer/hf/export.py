@@ -5,6 +5,7 @@ model, and the tokenizer's files
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def write(
     model_type: str = "",
     pad: int | None = None,
     bos: int | None = None,
-    eos: int | None = None,
+    eos: int | Sequence[int] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> str:
     """Writes the folder; the same arguments give the same bytes.

@@ -24,7 +24,11 @@ def read(config: dict[str, Any], *, base: float, local_base: float = 0.0) -> dic
     Raises:
       Uncovered: a kind of scaling, or different kinds by layer, that the model does not have.
     """
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    old, new = (config.get(name) or {} for name in ("rope_scaling", "rope_parameters"))
+    given = old or new
+    if local_base and old and (new.get(FULL) or new.get(SLIDING)):
+        # Of Gemma 3, whose layers differ, the older word stands for one kind of them.
+        given = {**new, FULL: {**(new.get(FULL) or {}), **old}}
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     base = config.get("rope_theta") or base
     local_base = local_base and (config.get("rope_local_base_freq") or local_base)

@@ -9,6 +9,6 @@ layer and the other as several goes over too; pieces.py says how.
 
 from research.transfer.peft.reading import Adapter, read
 from research.transfer.peft.settings import ARRAYS, SETTINGS
-from research.transfer.peft.writing import write
+from research.transfer.peft.writing import problems, write
 
-__all__ = ["ARRAYS", "SETTINGS", "Adapter", "read", "write"]
+__all__ = ["ARRAYS", "SETTINGS", "Adapter", "problems", "read", "write"]
