@@ -53,7 +53,7 @@ def main() -> None:
         f"jax {jax.__version__}, {jax.default_backend()}, freed memory {'kept' if kept else 'returned'}"
     )
     print(f"{'ms, median of ' + str(given.repeats):50}{'plain':>9}{'ours':>9}{'ratio':>8}")
-    rows = (convolutions, products, depthwise, pools, attentions, losses, steps)
+    rows = (convolutions, products, depthwise, pools, attentions, recurrences, losses, steps)
     for name, plain, ours in (row for rows_of in rows for row in rows_of()):
         a, b = in_turn(plain, ours, given.repeats)
         print(f"{name:50}{a:9.2f}{b:9.2f}{a / b:8.2f}", flush=True)
@@ -155,6 +155,25 @@ def attentions():
         name = f"attention {'x'.join(map(str, shape))}: gradient"
         ours = gradient(lambda *a: attention(*a)[0], q, k, v)
         yield name, gradient(jax.nn.dot_product_attention, q, k, v), ours
+
+
+def recurrences():
+    """A cell over time, and the product of its input before it: B 64, T 64, width 128 in and 256 out."""
+    import jax.numpy as jnp
+
+    from research.ops.dense import dense
+    from research.ops.recurrence import GATES, masks_of, recurrence, recurrence_plain
+
+    masks, _ = masks_of(jnp.ones((64, 64), jnp.int32))
+    for cell, gates in GATES.items():
+        x, w, u = normal(64, 64, 128), normal(128, gates * 256), normal(256, gates * 256)
+        given = x, w / 128**0.5, u / 256**0.5
+
+        def run(form, x, w, u, cell=cell):
+            return form(cell, dense(x, w), u, masks=masks)[0]
+
+        plain, ours = (functools.partial(run, form) for form in (recurrence_plain, recurrence))
+        yield f"{cell} 64x64, 128 -> 256: gradient", gradient(plain, *given), gradient(ours, *given)
 
 
 def losses():

@@ -1,4 +1,4 @@
-"""A GPT of 4.9 M parameters on the standard library of the Python that runs it.
+"""A GPT of 5.9 M parameters on the standard library of the Python that runs it.
 
 python launch.py --config=configs/python_lm.py --workdir=runs/lm
 python launch.py --workdir=runs/lm --mode=predict --prompt='def main(' --config.generate.temperature=0.8

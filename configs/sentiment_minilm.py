@@ -9,6 +9,12 @@ from research.config import defaults
 from research.errors import UserError
 from research.groups import layerwise, probe
 
+# The options that its config.json says, for the one that begins from random values.
+MINILM = dict(
+    width=384, depth=6, heads=12, hidden=1536, context=512, types=2, causal=False, prenorm=False,
+    final_norm=False, embed_norm=True, norm_epsilon=1e-12, dropout=0.1, attention_dropout=0.1,
+    pool="first", pooler="tanh",
+)  # fmt: skip
 WAYS = ("probe", "full", "gradual", "lora", "scratch")
 
 
@@ -34,9 +40,30 @@ def get_config(way: str = "full"):
     config.optimizer.schedule.name = "linear"
     config.optimizer.schedule.warmup = "percent=10"
     if way == "probe":
-        config.optimizer.learning_rate = 3e-3
-        config.optimizer.groups = probe()
-        config.train.duration = "epochs=10"
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.groups = probe(r"(pooler|head)/")
     if way == "full":
+        config.optimizer.learning_rate = 1e-4
         config.optimizer.groups = layerwise(decay=0.9)
+    if way == "gradual":
+        config.optimizer.learning_rate = 1e-4
+        config.optimizer.groups = (
+            (r"(pooler|head)/", dict(lr=10.0)),
+            (r"block_[345]/", dict(lr=1.0, unfreeze_at="10%")),
+            (r".*", dict(lr=0.5, unfreeze_at="30%")),
+        )
+    if way == "lora":
+        config.optimizer.learning_rate = 1e-3
+        config.lora.rank = 8
+        config.lora.layers = (r"block_\d+/(attention/(query|key|value|out)|mlp/(up|down))$",)
+        config.lora.train = (r"^pooler/", r"^head/")
+    if way == "scratch":
+        config.pretrained.source = ""
+        config.pretrained.rules = ()
+        config.tokenizer.name = "wordpiece"
+        config.tokenizer.size = 8000
+        config.tokenizer.lowercase = True
+        config.model.name = "transformer"
+        for option, value in MINILM.items():
+            config.model[option] = value
     return config

@@ -146,7 +146,14 @@ def resolve(
     if texts.get("model.name", given.get("model.name")) == PRETRAINED:
         source = texts.get("pretrained.source", given.get("pretrained.source", ""))
         try:
+            if not source:
+                raise UserError(
+                    "config.pretrained.source: is empty, but config.model.name=pretrained takes the model of its "
+                    "config.json; set it to hf:FOLDER"
+                )
             described = _described(source)
+            if given.get("model.name") != PRETRAINED:  # then its options are of another model
+                given = {key: v for key, v in given.items() if not key.startswith("model.")}
             texts.pop("model.name", None)
             if given.get("model.name") != PRETRAINED:  # the file's options are another model's
                 given = {key: v for key, v in given.items() if not key.startswith("model.")}

@@ -54,6 +54,7 @@ class Data(NamedTuple):
     fingerprints: dict[str, str]  # sha256 of 'data' and of each split
     report: dict[str, Any]  # what data_report.json holds
     repeats: bool = False  # whether a training example is the same in every epoch
+    remarks: tuple[str, ...] = ()  # lines that a user is to see before anything is trained
 
 
 class Inputs(NamedTuple):
@@ -61,6 +62,14 @@ class Inputs(NamedTuple):
 
     names: list[str]  # [N] what each is called: its path
     batch: Callable[[int, slice], Batch]  # (n, rows) -> those rows of batch n, padded and masked
+
+
+class Prompt(NamedTuple):
+    """What a task that writes text goes on with."""
+
+    name: str  # what it is called: its file and line
+    given: Any  # a text, or the messages of a conversation so far
+    shown: str  # what stands before the text that is written, for people
 
 
 class Task(NamedTuple):
@@ -97,8 +106,10 @@ class Task(NamedTuple):
     constants: Callable[[], Params] = dict  # -> those entries, NumPy leaves; may read files
     # Files of the run directory that belong to the model, such as its tokenizer.json: name -> content.
     files: dict[str, str] = {}
-    # Of a task that writes text: (params, model_state, prompts, options, emit) -> a text for each prompt, where
-    # options are config.generate and emit(i, piece) is called with each further piece of text i as it is made.
+    # Of a task that writes text: (paths, a text or '') -> prompts; and (params, model_state, what is given of each,
+    # options, emit) -> a text for each, where options are config.generate and emit(i, piece) is called with each
+    # further piece of text i as it is made.
+    read_prompts: Callable[[list[str], str], list[Prompt]] | None = None
     generate: (
-        Callable[[Params, Params, list[str], Any, Callable[[int, str], None]], list[str]] | None
+        Callable[[Params, Params, list[Any], Any, Callable[[int, str], None]], list[str]] | None
     ) = None

@@ -27,6 +27,8 @@ def get_config():
     config.train.duration = "steps=12"
     config.train.batch_size = 32
     config.eval.bootstrap = 0
+    config.data.validation_fraction = 0.0
+    config.train.feature_cache = 0.0
     config.log.tensorboard = False
     return config
 """

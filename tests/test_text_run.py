@@ -111,11 +111,24 @@ def test_a_stopped_run_ends_in_the_same_bits(
     assert ending(tmp_path) == ending(straight[name])
 
 
-def test_batches_of_several_lengths_were_met(straight):
-    report = json.loads((straight["classify"] / "data_report.json").read_text())
-    assert report["sizes"]["train"] > 0
-    lines = (straight["classify"] / "metrics.jsonl").read_text().splitlines()
-    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
+def test_a_step_is_compiled_for_each_length_of_a_batch(launch, flags, tmp_path, monkeypatch):
+    from research.engine import parallel
+
+    lengths = []
+    plain = parallel._mesh
+
+    def counted(chosen):
+        layout = plain(chosen)
+
+        def compile_train(step, state, batch):
+            lengths.append(batch["tokens"].shape[1])
+            return layout.compile_train(step, state, batch)
+
+        return layout._replace(compile_train=compile_train)
+
+    monkeypatch.setattr(parallel, "_mesh", counted)
+    assert launch(*flags["classify"], f"--workdir={tmp_path}") == 0
+    assert len(lengths) == len(set(lengths)) > 1 and set(lengths) <= {8, 16, 24}
 
 
 def test_a_run_keeps_its_tokenizer_and_is_used_with_it(launch, straight, tmp_path):
@@ -192,9 +205,17 @@ def test_greedy_text_is_the_argmax_of_the_whole_model(launch, straight):
     assert text == tokenizer.decode(ids[start:])
 
 
-def test_a_prompt_longer_than_the_context_is_one_line(launch, straight):
+def test_a_prompt_longer_than_the_context_is_one_line(launch, straight, capsys):
     with_run = (f"--workdir={straight['lm']}", "--mode=predict")
+    capsys.readouterr()
     assert launch(*with_run, f"--prompt={'red ' * 200}") == 2
+    told = capsys.readouterr()
+    assert "more than the model's context of 64; shorten it" in told.err and not told.out
+
+
+def test_a_text_goes_on_up_to_the_end_of_the_context(launch, straight):
+    with_run = (f"--workdir={straight['lm']}", "--mode=predict", "--prompt=red green")
+    assert launch(*with_run, "--config.generate.max_tokens=500") == 0
 
 
 def test_a_language_model_reads_prompts_of_a_file(launch, straight, tmp_path):
@@ -215,7 +236,7 @@ def test_a_language_model_reads_prompts_of_a_file(launch, straight, tmp_path):
     ],
 )
 def test_inputs_that_cannot_be_read_are_told(tmp_path, name, content, words):
-    from research.tasks.shared.texts import read_texts
+    from research.tasks.shared.prompts import read_texts
 
     path = tmp_path / name
     path.write_bytes(content)

@@ -43,7 +43,7 @@ class State(NamedTuple):
     cache: Any
     token: jax.Array  # int32 [B] the last one made, which the model has not read yet
     position: jax.Array  # int32 [B] its position
-    count: jax.Array  # int32 [] tokens made for each row
+    made: jax.Array  # int32 [] tokens made for each row
     done: jax.Array  # bool [B]
     seen: (
         jax.Array | None
@@ -95,7 +95,7 @@ def generate(
             for i, (prompt, limit) in enumerate(zip(part, room, strict=True))
         ]
         numbers = first + np.arange(
-            rows, dtype=np.int32
+            rows, dtype=np.uint32
         )  # rows that are too many are done from the start
         batch = _pad([*part, *[part[0]] * (rows - len(part))], context, pad)
         limits = np.array(room + [0] * (rows - len(part)), np.int32)
@@ -228,15 +228,17 @@ def _steps(
 
 def _add(state: State, logits, how: Sampling, eos, numbers, limits, seed) -> State:
     """The state with one more token a row, drawn from the logits [B, V]."""
-    key = jax.random.key(seed)
-    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n), state.count))(numbers)
+    # A key of threefry is two words. Each hash that deriving it by `fold_in` would take is slow to compile.
+    words = jnp.stack([jnp.full_like(numbers, seed), numbers], -1)
+    keys = jax.random.wrap_key_data(words, impl="threefry2x32")
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.made)
     token = choose(logits, how, keys, state.seen)
     seen = state.seen
     if seen is not None:
         seen = seen.at[jnp.arange(len(token)), token].set(True)
-    count = state.count + 1
-    over = jnp.isin(token, jnp.array(eos, jnp.int32)) | (count >= limits)
-    return State(state.cache, token, state.position + 1, count, state.done | over, seen)
+    made = state.made + 1
+    over = jnp.isin(token, jnp.array(eos, jnp.int32)) | (made >= limits)
+    return State(state.cache, token, state.position + 1, made, state.done | over, seen)
 
 
 def _pad(prompts: Sequence[np.ndarray], context: int, pad: int) -> dict[str, np.ndarray]:

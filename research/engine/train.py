@@ -104,6 +104,8 @@ def _train(
     files.write_json(workdir / "data_report.json", task.data.report)
     for name, text in task.files.items():
         files.write_text(workdir / name, text)
+    for line in task.data.remarks:
+        writer.say(line)
     if any(row.treatment != rows_of[0].treatment or not row.trainable for row in rows_of):
         for line in table.summarize(rows_of):
             writer.say(line)

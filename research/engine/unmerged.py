@@ -12,18 +12,23 @@ from research.transfer import peft
 from research.transfer.recognise import named, namings_of
 from research.transfer.tables import TORCH
 
+TYPES = {
+    "classify": "SEQ_CLS",
+    "lm": "CAUSAL_LM",
+}  # a model's head -> PEFT's word; it has none for the others
 
-def write(folder: Path, config: Any, state: TrainState, naming: str) -> None:
+
+def write(folder: Path, config: Any, state: TrainState, naming: str, head: str) -> None:
     """Writes the adapters that evaluation uses, and what config.lora.train names, into a folder.
+
+    Args:
+      head: of a model of tokens, `Task.about['head']`; '' of any other.
 
     Raises:
       UserErrors: something trained can't be said in PEFT's format.
     """
     kind, _, place = config.pretrained.source.partition(":")
     options = {key: value for key, value in config.model.items() if key != "name"}
-    types = {"text_classification": "SEQ_CLS"}
-    if options.get("causal"):  # PEFT has no type for masked models
-        types["language_model"] = "CAUSAL_LM"
     peft.write(
         folder,
         jax.device_get(evaluated_params(state)),
@@ -32,7 +37,7 @@ def write(folder: Path, config: Any, state: TrainState, naming: str) -> None:
         options=options,
         naming=naming,
         base=place if kind == "hf" else "",
-        task_type=types.get(config.task.name, ""),
+        task_type=TYPES.get(head, ""),
     )
 
 

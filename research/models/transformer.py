@@ -147,7 +147,8 @@ class Model(nn.Module):
         Its 'keys' and 'values' are L arrays [B, K, S, E] each, so that a donated one is written in place; 'valid'
         bool and 'positions' int32 [B, S] tell of its tokens; 'index' int32 [] is the slot of the next.
         """
-        options.check(self, slots, cached=True)
+        # Not slots: padding on the left takes some, but no rows of the position table.
+        options.check(self, 1, cached=True)
         return empty(options.of(self), self.dtype, batch_size, slots)
 
     def _contexts(self, places: jax.Array, real: Any, positions: jax.Array, cache: Any) -> tuple:

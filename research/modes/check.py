@@ -43,7 +43,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     print(*pretrained.remarks(config, task, program, imported), sep="\n")
     if adapter := adapters.read(config, state.params, imported):
         print(adapter.told(config.lora.adapter))
-    print()
+    print(*(f"{line}\n" for line in task.data.remarks), sep="")
     timed = config.train.duration.startswith("minutes")
     steps = config.train.duration if timed else f"{units.total_steps:,} steps"
     rows = [

@@ -86,19 +86,21 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         "config": config.to_dict(),
     }
     about = json.loads(json.dumps(about, default=files.plain))
-    _demand_same_weights(out, about, _file(format))
+    _demand_same_weights(out, about, format)
     out.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     try:
         target = staging / _file(format)
         if format in ADAPTERS:
-            unmerged.write(staging, config, restored.state, naming)
+            unmerged.write(staging, config, restored.state, naming, about.get("head", ""))
             lines = [f"{naming} names"]
         elif format in FOLDERS:
             kind = weights.write_folder(staging, config, model, naming)
             lines = [f"a {kind} of transformers"]
         elif format in WEIGHTS:
             weights.write(target, format, naming, config, model, about)
+            for name, text in model.task.files.items():
+                files.write_text(staging / name, text)
             lines = [f"{naming} names"]
         else:
             lines = [program.write(target, format, config, model, about, task, restored.state)]
@@ -258,8 +260,14 @@ def _directory(text: str) -> Path:
     return out
 
 
-def _demand_same_weights(out: Path, about: dict[str, Any], file: str) -> None:
-    """Files of several formats may lie side by side if one description holds for all."""
+def _demand_same_weights(out: Path, about: dict[str, Any], format: str) -> None:
+    """Files of several formats may lie side by side if one description holds for all, and none has another's name."""
+    file = _file(format)
+    other = _about(out).get("files", {}).get(file, format)
+    if other != format:
+        raise UserError(
+            f"--output={out}: its {file} is of --format={other}; name another directory"
+        )
     others = [name for name in map(_file, FORMATS) if name != file and (out / name).exists()]
     old = str(_about(out).get("params_sha256"))
     if others and old != about["params_sha256"]:

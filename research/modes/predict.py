@@ -43,30 +43,30 @@ def _write(
 ) -> int:
     """Goes on with each prompt; a single one is shown as it grows."""
     from research.engine.state import evaluated_params
-    from research.tasks.shared.texts import read_texts
 
-    names, prompts = read_texts(paths, prompt)
+    prompts = task.read_prompts(paths, prompt)
     alone = len(prompts) == 1
+    shown = prompts[0].shown  # with the first piece, for a prompt that is too long is told instead
 
     def emit(i: int, piece: str) -> None:
+        nonlocal shown
         if alone:
-            print(piece, end="", flush=True)
+            print(shown + piece, end="", flush=True)
+            shown = ""
 
     host = layout.take_state(state)
-    if alone:
-        print(prompts[0], end="", flush=True)
-    written = task.generate(
-        evaluated_params(host), host.model_state, prompts, config.generate, emit
-    )
+    given = [one.given for one in prompts]
+    params = evaluated_params(host)
+    written = task.generate(params, host.model_state, given, config.generate, emit)
     rows = [
-        {"input": name, "prompt": given, "text": text}
-        for name, given, text in zip(names, prompts, written, strict=True)
+        {"input": one.name, "prompt": one.given, "text": text}
+        for one, text in zip(prompts, written, strict=True)
     ]
     if alone:
-        print()
+        print(shown)
     else:
-        for row in rows:
-            print(f"--- {row['input']}\n{row['prompt']}{row['text']}")
+        for one, text in zip(prompts, written, strict=True):
+            print(f"--- {one.name}\n{one.shown}{text}")
     _keep(path, rows)
     return 0
 

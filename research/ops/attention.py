@@ -10,6 +10,9 @@ from research.ops.dropout import dropout
 
 # Far below any logit, and twice as far as the least maximum that is subtracted, so that exp gives exactly 0.
 MASKED = -1e30
+# Of a causal product: how many blocks queries are cut into, and the shortest. Of 256 tokens in 4 blocks 5/8 is left; on
+# a CPU that takes 0.6 of the time with its gradient, and 8 blocks take more again.
+BLOCKS, LEAST = 4, 64
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -28,6 +31,7 @@ def attend(
     v: jax.Array,
     *,
     mask: jax.Array | None = None,
+    causal: bool = False,
     scale: float | None = None,
     softcap: float = 0.0,
     keys: jax.Array | None = None,
@@ -44,6 +48,7 @@ def attend(
       q: [B, H, T, E].
       k, v: [B, K, S, E].
       mask: bool [B or 1, T, S], True where a query sees a key; None = everywhere.
+      causal: the mask hides whatever comes later, T = S. What it hides from whole blocks of queries is then left out.
       scale: of the logits; None = E**-0.5.
       softcap: c > 0 makes the logits c tanh(logits / c) (Gemma 2).
       keys, rate, salt: of the dropout of the weights, as in `research.ops.dropout`; keys None = none.
@@ -53,6 +58,23 @@ def attend(
     """
     b, h, t, e = q.shape
     kv, s = k.shape[1], k.shape[2]
+    size = max(-(-t // BLOCKS), LEAST)
+    if causal and mask is not None and t == s > size and (keys is None or rate == 0.0):
+        parts = []
+        for start in range(0, t, size):
+            end = min(start + size, t)
+            seen = mask[:, start:end, :end]
+            out, weights = attend(
+                q[:, :, start:end],
+                k[:, :, :end],
+                v[:, :, :end],
+                mask=seen,
+                scale=scale,
+                softcap=softcap,
+            )
+            parts.append((out, jnp.pad(weights, ((0, 0), (0, 0), (0, 0), (0, t - end)))))
+        out, weights = (jnp.concatenate(part, 2) for part in zip(*parts, strict=True))
+        return out, weights
     # The queries of one group are rows of one product.
     q = (q * (e**-0.5 if scale is None else scale)).reshape(b, kv, h // kv * t, e)
     logits = jnp.einsum("bkte,bkse->bkts", q, k, preferred_element_type=jnp.float32)

@@ -30,6 +30,23 @@ def softmax_cross_entropy(
     return losses
 
 
+def foretold(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether `logits.argmax(-1) == labels`, the first of equal logits counting.
+
+    By comparisons with the label's logit, since XLA's CPU compiler does not vectorise an argmax.
+
+    Args:
+      logits: [..., C].
+      labels: integers [...] in 0..C-1.
+
+    Returns:
+      bool [...].
+    """
+    index, label = jnp.arange(logits.shape[-1]), labels[..., None]
+    chosen = jnp.take_along_axis(logits, label, -1)
+    return jnp.all(jnp.where(index < label, logits < chosen, logits <= chosen), -1)
+
+
 def distillation(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)), what a student has yet to learn of its teacher.
 

@@ -16,7 +16,7 @@ loops read and write [B, T, ...] in place. benchmarks/ops.py prints the comparis
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,10 +85,9 @@ def recurrence_plain(
 ) -> tuple[jax.Array, State]:
     """The reference: a scan of the cell, differentiated by JAX; arguments and results as of `recurrence`."""
     _check(cell, x, kernel, bias)
-    if state is None:
-        state = zeros(cell, x.shape[0], kernel.shape[0], x.dtype)
+    first = zeros(cell, x.shape[0], kernel.shape[0], x.dtype) if state is None else state
 
-    def step(state: State, given):
+    def step(state: State, given: Any) -> tuple[State, jax.Array]:
         x, mask = given
         if mask is not None:
             state = tuple(jnp.where(mask.fresh[:, None], 0, s) for s in state)
@@ -113,8 +112,8 @@ def recurrence_plain(
         return new, new[0].astype(x.dtype)
 
     by_time = jax.tree.map(lambda a: a.swapaxes(0, 1), (x, masks))
-    state, h = lax.scan(step, state, by_time, reverse=reverse)
-    return h.swapaxes(0, 1), state
+    last, h = lax.scan(step, first, by_time, reverse=reverse)
+    return h.swapaxes(0, 1), last
 
 
 def zeros(cell: str, batch_size: int, width: int, dtype=jnp.float32) -> State:
@@ -177,9 +176,11 @@ def _forward(cell, reverse, x, kernel, bias, state, masks, drop):
         h = state[0] if drop is None else state[0] * drop
         p = jnp.dot(h.astype(x.dtype), kernel, preferred_element_type=wide)
         a = _at(acts, i)
+        new: State
+        kept: Any = None  # what `extra` holds of the step
         if cell == "elman":
             a = jnp.tanh(a + p)
-            new, kept = (a,), None
+            new = (a,)
         elif cell == "gru":
             kept = p[:, 2 * d :] if bias is None else p[:, 2 * d :] + bias.astype(wide)
             rz = jnp.tanh((a[:, : 2 * d] + p[:, : 2 * d]) * 0.5) * 0.5 + 0.5
@@ -213,7 +214,8 @@ def _backward(cell, reverse, saved, given):
     g, last = given
     (b, t, d), wide, dtype = hs.shape, first[0].dtype, hs.dtype
     before = _shifted(hs, first[0], masks, reverse)  # [B, T, D] h_(t-1)
-    through = more = None
+    through: Any = None
+    more: Any = None
     if cell == "elman":
         factors = _masked(1 - jnp.square(hs.astype(wide)), masks)
     elif cell == "gru":
@@ -282,8 +284,8 @@ def _gru_factors(acts, inner, before, masks):
     r, z, n = jnp.split(acts.astype(inner.dtype), 3, -1)
     more = (1 - z) * (1 - n * n)
     factors = [more * inner * r * (1 - r), (before - n) * z * (1 - z), more * r]
-    factors = _masked(jnp.concatenate(factors, -1), masks)
-    return factors, _passed(z, masks), _masked(more, masks)
+    whole = _masked(jnp.concatenate(factors, -1), masks)
+    return whole, _passed(z, masks), _masked(more, masks)
 
 
 def _masked(a: jax.Array, masks: Masks | None) -> jax.Array:

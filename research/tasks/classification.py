@@ -14,6 +14,7 @@ from research.data.pictures import SUFFIXES, picture
 from research.errors import UserError, UserErrors
 from research.task import Batch, Data, Inputs, Params, Section, Task
 from research.tasks.shared import classifier, models
+from research.tasks.shared.unread import demand_read
 
 WORST = 30  # mistakes shown in the report
 
@@ -22,8 +23,9 @@ def prepare(config: Any) -> store.Store:
     """Returns the pictures.
 
     Raises:
-      UserErrors: they cannot be had.
+      UserErrors: they cannot be had, or the config says something of texts.
     """
+    demand_read(config, "pictures")
     return store.prepare(config.data)
 
 

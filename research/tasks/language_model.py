@@ -14,9 +14,9 @@ from research.data.text import batches
 from research.data.text.store import TextStore
 from research.errors import UserError
 from research.evaluation import language as metrics
-from research.ops.losses import softmax_cross_entropy
-from research.task import Batch, Data, Inputs, LossOutput, Params, Section, Task
-from research.tasks.shared import models, texts
+from research.ops.losses import foretold, softmax_cross_entropy
+from research.task import Batch, Data, Inputs, LossOutput, Params, Prompt, Section, Task
+from research.tasks.shared import models, prompts, texts
 
 HARDEST = 15  # rows shown in the report
 OBJECTIVES = {"causal": "lm", "masked": "mlm"}  # and the model's head
@@ -77,7 +77,7 @@ def build(
     def sums(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """[B] each, over the targets of a row that count."""
         weights = batch["weights"] * batch["mask"][:, None]
-        hits = (logits.argmax(-1) == batch["targets"]).astype(jnp.float32)
+        hits = foretold(logits, batch["targets"]).astype(jnp.float32)
         return {
             "nll": jnp.sum(softmax_cross_entropy(logits, batch["targets"]) * weights, -1),
             "tokens": jnp.sum(weights, -1),
@@ -108,20 +108,6 @@ def build(
         logits = apply(params, model_state, batch, None, train=False)
         return {**sums(logits, batch), "bytes": batch["bytes"], "id": batch["id"]}
 
-    def intermediates(
-        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
-    ):
-        _, variables = apply(
-            params,
-            model_state,
-            batch,
-            models.example_keys(batch, rngs),
-            train=True,
-            capture_intermediates=True,
-            mutable=["intermediates", *model_state],
-        )
-        return dict(models.in_order(variables["intermediates"]))
-
     def measure(outputs: dict[str, np.ndarray], final: bool) -> dict[str, float]:
         # Where only part of a text is foretold, its bytes are no measure of it.
         size = outputs["bytes"] if causal and not data.chat else None
@@ -144,14 +130,17 @@ def build(
     def read_inputs(paths: list[str], prompt: str) -> Inputs:
         raise UserError("--mode=predict: a masked language model writes no texts")
 
-    def generate(params: Params, model_state: Params, prompts: list[str], options: Any, emit):
+    def read_prompts(paths: list[str], prompt: str) -> list[Prompt]:
+        return prompts.read_prompts(paths, prompt, chat=data.chat)
+
+    def generate(params: Params, model_state: Params, given: list[Any], options: Any, emit):
         from research.tasks.shared import writing
 
         return writing.write(
             model.module,
             {"params": params, **model_state},
             tokenizer,
-            prompts,
+            given,
             options,
             emit,
             chat=data.chat,
@@ -166,11 +155,12 @@ def build(
             fingerprints=texts.fingerprints(data, tokenizer),
             report={**data.report, "rows": rows.counts},
             repeats=causal,
+            remarks=tuple(_remarks(rows.counts, length)),
         ),
         init=model.init,
         loss=loss,
         predict=predict,
-        intermediates=intermediates,
+        intermediates=models.intermediates(apply),
         features=lambda params, model_state, batch: {},
         layers=model.layers,
         about={
@@ -183,5 +173,20 @@ def build(
         read_inputs=read_inputs,
         decode=lambda outputs: [],
         files=tokenizer.to_files(),
+        read_prompts=read_prompts if causal else None,
         generate=generate if causal else None,
     )
+
+
+def _remarks(counts: dict[str, dict[str, int | float]], length: int) -> list[str]:
+    """Says which conversations are not used."""
+    found = {split: (int(n["left_out"]), n) for split, n in counts.items() if n.get("left_out")}
+    parts = [
+        f"{out:,} of {out + int(n['documents']):,} in {split}" for split, (out, n) in found.items()
+    ]
+    if not parts:
+        return []
+    return [
+        f"conversations left out: {', '.join(parts)}, which are longer than "
+        f"config.data.text.max_length={length} tokens, and none is cut; raise it to use them"
+    ]

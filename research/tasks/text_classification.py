@@ -11,7 +11,7 @@ import numpy as np
 from research.data.text import batches
 from research.data.text.store import TextStore
 from research.task import Batch, Data, Inputs, Params, Section, Task
-from research.tasks.shared import classifier, texts
+from research.tasks.shared import classifier, prompts, texts
 
 WORST = 30  # mistakes shown in the report
 
@@ -77,7 +77,7 @@ def build(
         return Section("", "table", (("class", "taken for", "loss", "text"), rows))
 
     def read_inputs(paths: list[str], prompt: str) -> Inputs:
-        names, given = texts.read_texts(paths, prompt)
+        names, given = prompts.read_texts(paths, prompt)
         return batches.inputs(given, names, tokenizer, config.data, config.eval.batch_size)
 
     return classifier.task(

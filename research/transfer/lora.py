@@ -59,6 +59,7 @@ def adapt(task: Task, lora: Any) -> Task:
         predict=adapted(task.predict),
         intermediates=adapted(task.intermediates),
         features=adapted(task.features),
+        generate=adapted(task.generate) if task.generate else None,
     )
 
 

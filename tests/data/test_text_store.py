@@ -223,3 +223,14 @@ def test_too_little_for_anything(data_config, tmp_path):
     data = data_config("table", path=str(tmp_path / "t.jsonl"), group_column="who")
     with pytest.raises(UserError, match="all are of one group, 'me', which can't be shared"):
         prepare(data, labelled=False)
+
+
+def test_conversations_with_a_blank_answer_are_blank(data_config, tmp_path):
+    rows = [{"prompt": f"question {i}", "answer": f"answer {i}"} for i in range(40)]
+    rows[3]["answer"], rows[7]["answer"], rows[9]["prompt"] = "", " \n", ""
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = prepare(data_config(name="table", path=str(path)), labelled=False)
+    found = store.report["found"]["blank"]
+    assert [one["key"] for one in found["listed"]] == ["chat/0000004", "chat/0000008"]
+    assert sum(len(some) for some in store.splits.values()) == 38

@@ -469,6 +469,16 @@ def test_the_default_template(made):
     assert "chat_template" in t.with_template().to_files()["tokenizer_config.json"]
 
 
+def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day(made):
+    # As those of Llama 3 ask; where they can't, they write this date themselves.
+    template = (
+        "{% if strftime_now is defined %}{% set date = strftime_now('%d %b %Y') %}{% else %}"
+        "{% set date = 'none' %}{% endif %}{{ date }}: {{ messages[0].content }}"
+    )
+    ids, _ = _with(made["byte"], template).chat([{"role": "user", "content": "hi"}], answer=True)
+    assert made["byte"].decode(ids) == "26 Jul 2024: hi"
+
+
 def test_the_turns_end_counts(made):
     t = _with(made["byte"], CHATML, ["<|im_start|>", "<|im_end|>"])
     assert _said(t, TALK[1:]) == (

@@ -127,6 +127,19 @@ def test_draws_have_the_probabilities_of_a_softmax(temperature):
     assert abs(statistic - often.sum()) < 6 * np.sqrt(2 * often.sum())
 
 
+def test_a_weight_of_0_is_not_found_where_rounded_sums_rise():
+    rng = np.random.default_rng(0)
+    weights = rng.random((400, 1172)) * np.exp(rng.normal(size=(400, 1172)) * 3)
+    weights = (weights * (rng.random(weights.shape) < 0.5)).astype(np.float32)
+    sums = np.asarray(jax.jit(lambda x: jnp.cumsum(x, -1))(weights))
+    rises = (weights[:, 1:] == 0) & (sums[:, 1:] > sums[:, :-1])
+    rows = np.flatnonzero(rises.any(-1))
+    assert len(rows) > 100  # XLA adds in a tree
+    point = sums[rows, rises[rows].argmax(-1)]  # just below the rise
+    found, _ = jax.jit(sample._locate)(weights[rows], point)
+    assert (weights[rows, found] > 0).all()
+
+
 @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 4096])
 def test_a_draw_never_takes_a_token_that_is_left_out(size):
     """However the point falls, ends included, and with neighbours whose weights are lost in rounding."""

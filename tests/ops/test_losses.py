@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.ops.losses import softmax_cross_entropy
+from research.ops.losses import foretold, softmax_cross_entropy
 
 LOGITS = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32) * 4
 LABELS = np.array([0, 4, 2, 2, 1, 3])
@@ -41,3 +41,16 @@ def test_stable_and_in_float32():
 def test_any_leading_shape():
     stacked = softmax_cross_entropy(LOGITS.reshape(2, 3, 5), LABELS.reshape(2, 3))
     np.testing.assert_array_equal(stacked.reshape(-1), softmax_cross_entropy(LOGITS, LABELS))
+
+
+def test_foretold_is_the_first_of_the_largest():
+    # Few values, so that many are equal.
+    logits = np.random.default_rng(1).integers(0, 3, (50, 4, 6)).astype(np.float32)
+    labels = np.random.default_rng(2).integers(0, 6, (50, 4))
+    expected = logits.argmax(-1) == labels
+    assert (
+        0
+        < expected.sum()
+        < (logits.max(-1) == np.take_along_axis(logits, labels[..., None], -1)[..., 0]).sum()
+    )
+    np.testing.assert_array_equal(foretold(jnp.asarray(logits), jnp.asarray(labels)), expected)

@@ -1,5 +1,6 @@
 """Tokenizers and chat templates against transformers: its AutoTokenizer loads our folders, and gives the same ids."""
 
+import datetime
 import importlib.util
 import json
 from pathlib import Path
@@ -213,7 +214,9 @@ TALKS = [
 
 @pytest.mark.parametrize("kind", ["byte", "bpe", "unigram"])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_chats_as_transformers_writes_them(tmp_path, name, kind):
+def test_chats_as_transformers_writes_them(tmp_path, monkeypatch, name, kind):
+    # Theirs writes the date of the day.
+    monkeypatch.setattr(chat, "TODAY", datetime.datetime.now())
     files = train(kind, CORPUS, size=400, lowercase=False).to_files()
     config = json.loads(files["tokenizer_config.json"])
     config |= {"chat_template": TEMPLATES[name], "additional_special_tokens": list(EXTRA)}

@@ -173,3 +173,19 @@ def test_conversations_count_answers_alone(tmp_path):
     for targets, weights in zip(batch["targets"], batch["weights"], strict=True):
         told = tokenizer.decode(targets[weights > 0])
         assert told.count("it is") >= 1 and "say" not in told
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "value"),
+    [
+        ("text_classification", "data.augment.flip", "true"),
+        ("language_model", "data.image_size", "8"),
+        ("classification", "data.text.max_length", "7"),
+        ("classification", "tokenizer.name", "byte"),
+    ],
+)
+def test_keys_of_the_other_kind_of_data_are_told(task, key, value):
+    config, mistakes = resolve(defaults(), [("task.name", task), (key, value)])
+    assert not mistakes
+    with pytest.raises(UserErrors, match=rf"config.{key}=.*: is for .*; leave it out"):
+        modes.make_task(config, parallel.make("mesh", 1))

@@ -134,7 +134,9 @@ def _json_lines(path: Path) -> Rows:
             values = json.loads(decoded(line, where))
         except (json.JSONDecodeError, RecursionError) as error:
             place = getattr(error, "pos", 0)
-            errors.append(f"{where}: not JSON ({getattr(error, 'msg', error)}, character {place})")
+            errors.append(
+                f"{where}: not JSON ({getattr(error, 'msg', error)}, character {place}); mend the line"
+            )
             continue
         if isinstance(values, dict):
             rows.append(Row(number, where, values))

@@ -66,5 +66,13 @@ def chat_to_text(messages: Messages) -> str:
 
 
 def spoken(text: str, chat: bool) -> str:
-    """Returns what is said in a chat, a message a line; a text that is no chat as it is."""
-    return "\n".join(m["content"] for m in json.loads(text)) if chat else text
+    """Returns what is said in a chat, a message a line; a text that is no chat as it is.
+
+    A chat in which an answer is blank says nothing: of it silence would be learned.
+    """
+    if not chat:
+        return text
+    messages = json.loads(text)
+    if not all(m["content"].strip() for m in messages if m["role"] == "assistant"):
+        return ""
+    return "\n".join(m["content"] for m in messages)

@@ -97,6 +97,7 @@ class Attention(nn.Module):
             k,
             v,
             mask=context.mask,
+            causal=o.causal and slots is None,
             scale=o.attention_scale,
             softcap=o.attention_softcap,
             keys=keys,

@@ -41,6 +41,7 @@ class Options:
     kv_heads: int
     head_width: int
     hidden: int
+    causal: bool
     prenorm: bool
     norm: str
     norm_epsilon: float
@@ -86,7 +87,7 @@ def check(model: Any, length: int, *, cached: bool) -> None:
 
     Args:
       model: `research.models.transformer.Model`.
-      length: the tokens of a row, or the slots of a cache.
+      length: the tokens of a row; 0 where there is a cache, whose slots are more than the positions in it.
       cached: whether there is a cache.
 
     Raises:
@@ -117,7 +118,15 @@ def check(model: Any, length: int, *, cached: bool) -> None:
         raise ValueError(
             f"model.global_every={model.global_every} says which blocks have no window, but model.window=0"
         )
-    if cached and (not model.causal or model.head != "lm"):
+    if model.head == "lm" and not model.causal:
         raise ValueError(
-            f"a cache is for causal language models; this is head {model.head!r}, model.causal={model.causal}"
+            "model.causal=False: each token would be foretold from itself; set it to True, or "
+            "config.task.objective='masked'"
         )
+    if model.head == "mlm" and model.causal:
+        raise ValueError(
+            "model.causal=True: a hidden token would not be foretold from those after it; set it to False, or "
+            "config.task.objective='causal'"
+        )
+    if cached and model.head != "lm":
+        raise ValueError(f"a cache is for causal language models; this is head {model.head!r}")

@@ -73,20 +73,6 @@ def task(
         losses = softmax_cross_entropy(logits, batch["label"], 0.0)
         return {"logits": logits, "loss": losses, "label": batch["label"], "id": batch["id"]}
 
-    def intermediates(
-        params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
-    ):
-        _, variables = apply(
-            params,
-            model_state,
-            batch,
-            models.example_keys(batch, rngs),
-            train=True,
-            capture_intermediates=True,
-            mutable=["intermediates", *model_state],
-        )
-        return dict(models.in_order(variables["intermediates"]))
-
     def features(params: Params, model_state: Params, batch: Batch) -> dict[str, jax.Array]:
         _, variables = apply(
             params, model_state, batch, None, train=False, mutable=["intermediates"]
@@ -135,7 +121,7 @@ def task(
         init=model.init,
         loss=loss,
         predict=predict,
-        intermediates=intermediates,
+        intermediates=models.intermediates(apply),
         features=features,
         layers=model.layers,
         about=about,

@@ -59,13 +59,31 @@ def example_keys(batch: Batch, rngs: dict[str, jax.Array]) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(rngs["dropout"], batch["id"])
 
 
-def in_order(tree: Any, path: tuple[str, ...] = ()):
+def intermediates(apply: Callable[..., Any]) -> Callable[..., dict[str, jax.Array]]:
+    """Returns `Task.intermediates`, of a model called as `apply(params, model_state, batch, keys, ...)`."""
+
+    def run(params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]):
+        _, variables = apply(
+            params,
+            model_state,
+            batch,
+            example_keys(batch, rngs),
+            train=True,
+            capture_intermediates=True,
+            mutable=["intermediates", *model_state],
+        )
+        return dict(_in_order(variables["intermediates"]))
+
+    return run
+
+
+def _in_order(tree: Any, path: tuple[str, ...] = ()):
     """Yields ('conv_0/out', array) in the order in which a model computed its intermediates."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from in_order(value, (*path, key))
+            yield from _in_order(value, (*path, key))
     elif isinstance(tree, tuple | list):
         for i, value in enumerate(tree):
-            yield from in_order(value, (*path, str(i)) if len(tree) > 1 else path)
+            yield from _in_order(value, (*path, str(i)) if len(tree) > 1 else path)
     else:
         yield "/".join(path).replace("/__call__", ""), tree

@@ -4,18 +4,19 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import jax
 import numpy as np
 
+from research.data.text import encode
 from research.data.tokenizer import Tokenizer
 from research.decoding.generate import generate
-from research.errors import UserError
 
 
 def write(
     module: Any,
     variables: dict[str, Any],
     tokenizer: Tokenizer,
-    prompts: list[str],
+    prompts: list[Any],
     options: Any,
     emit: Callable[[int, str], None],
     *,
@@ -27,7 +28,7 @@ def write(
     Args:
       module: a Linen module of tokens with a cache.
       variables: its collections.
-      prompts: texts; with `chat` what a user says, put into the tokenizer's chat template.
+      prompts: texts; with `chat` lists of messages, put into the tokenizer's chat template.
       options: the section config.generate.
       emit: called with the number of a prompt and each further piece of what follows it.
       context: tokens that a prompt and what follows it may have together.
@@ -35,6 +36,7 @@ def write(
     Raises:
       UserErrors: a prompt is longer than the context.
     """
+    variables = jax.device_put(variables)  # once, and not with every burst of tokens
     apply, cache_of = _programs(module)
     made = generate(
         apply,
@@ -52,8 +54,8 @@ def write(
 
 
 def ends(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
-    """Returns the tokens that end a text: the tokenizer's own, and what closes an answer in its chat template."""
-    found = [] if tokenizer.eos is None else [tokenizer.eos]
+    """Returns the tokens that end a text: the one in training, and what closes an answer in the chat template."""
+    found = [encode.ends(tokenizer)[1]]
     if chat:
         ids, weights = tokenizer.chat(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], answer=False
@@ -64,14 +66,11 @@ def ends(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> np.ndarray:
+def _ids(tokenizer: Tokenizer, prompt: Any, chat: bool) -> np.ndarray:
     if chat:
-        return tokenizer.chat([{"role": "user", "content": prompt}], answer=True)[0]
-    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
-    if start is None and not prompt:
-        raise UserError("--prompt: is empty, and the tokenizer has no token to begin with")
-    head = [] if start is None else [start]
-    return np.concatenate([np.array(head, np.int32), *tokenizer.encode([prompt], special=False)])
+        return tokenizer.chat(prompt, answer=True)[0]
+    opening, _ = encode.ends(tokenizer)
+    return np.array([opening, *tokenizer.encode([prompt], special=False)[0]], np.int32)
 
 
 @lru_cache(maxsize=4)

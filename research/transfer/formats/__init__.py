@@ -149,4 +149,6 @@ def _read_folder(folder: Path) -> Arrays:
     for name in names:
         if (folder / name).is_file():
             return _READERS[".bin" if name.endswith(".bin") else ".safetensors"](folder / name)
-    raise UserError(f"source 'hf:{folder}': the folder holds none of {', '.join(names)}")
+    raise UserError(
+        f"source 'hf:{folder}': the folder holds none of {', '.join(names)}; put the weights there"
+    )

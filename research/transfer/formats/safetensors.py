@@ -93,7 +93,9 @@ def _check_size(path: Path) -> None:
         if length >= _MOST or start[8:] != b"{":
             raise UserError(f"{path}: is no safetensors file but {looks_like(path)}")
         if 8 + length > size:
-            raise UserError(f"{path}: truncated: its header takes {length} bytes, found {size - 8}")
+            raise UserError(
+                f"{path}: truncated: its header takes {length} bytes, found {size - 8}; get it anew"
+            )
         file.seek(8)
         try:
             header = json.loads(file.read(length))
@@ -102,7 +104,9 @@ def _check_size(path: Path) -> None:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as e:
             raise UserError(f"{path}: its safetensors header is damaged: {one_line(e)}") from e
     if size < expected:
-        raise UserError(f"{path}: truncated: {expected} bytes were expected, found {size}")
+        raise UserError(
+            f"{path}: truncated: {expected} bytes were expected, found {size}; get it anew"
+        )
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
@@ -119,7 +123,8 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     missing = [s for s in shards if not (index.parent / s).is_file()]
     if missing:
         raise UserError(
-            f"{index}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}"
+            f"{index}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}; "
+            "put them beside it"
         )
     arrays: dict[str, np.ndarray] = {}
     problems = []

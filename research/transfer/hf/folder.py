@@ -53,7 +53,9 @@ def config_of(source: str) -> dict[str, Any]:
     """
     path = folder_of(source) / CONFIG
     if not path.is_file():
-        raise UserError(f"source '{source}': {path.parent} holds no {CONFIG}")
+        raise UserError(
+            f"source '{source}': {path.parent} holds no {CONFIG}; put the model's there"
+        )
     try:
         config = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -72,7 +74,9 @@ def _local_or_fetched(place: str) -> Path:
         raise UserError(f"source 'hf:{place[:80]}': {error.strerror}") from error
     named = _HUB.fullmatch(place)
     if named is None or folder.exists():
-        raise UserError(f"source 'hf:{place}': no such folder")
+        raise UserError(
+            f"source 'hf:{place}': no such folder; name one that holds {CONFIG} and the weights"
+        )
     return Path(_fetch(place, named[1], named[2]))
 
 
