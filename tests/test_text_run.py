@@ -242,3 +242,18 @@ def test_inputs_that_cannot_be_read_are_told(tmp_path, name, content, words):
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):
         read_texts([str(path)], "")
+
+
+def test_an_export_does_not_take_the_place_of_one_that_has_the_same_file(
+    launch, straight, tmp_path, capsys
+):
+    def export(format):
+        flags = ("--mode=export", f"--format={format}", f"--output={tmp_path}")
+        return launch(f"--workdir={straight['lm']}", *flags)
+
+    assert export("safetensors") == 0
+    before = (tmp_path / "model.safetensors").read_bytes()
+    assert export("hf") == 2
+    assert "model.safetensors is of --format=safetensors" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert export("safetensors") == 0
