@@ -223,3 +223,18 @@ def test_a_language_model_reads_prompts_of_a_file(launch, straight, tmp_path):
     assert launch(f"--workdir={straight['lm']}", "--mode=predict", f"--inputs={path}", *more) == 0
     rows = (straight["lm"] / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(row)["prompt"] for row in rows] == ["one", "two three four"]
+
+
+def test_an_export_does_not_take_the_place_of_one_that_has_the_same_file(
+    launch, straight, tmp_path, capsys
+):
+    def export(format):
+        flags = ("--mode=export", f"--format={format}", f"--output={tmp_path}")
+        return launch(f"--workdir={straight['lm']}", *flags)
+
+    assert export("safetensors") == 0
+    before = (tmp_path / "model.safetensors").read_bytes()
+    assert export("hf") == 2
+    assert "model.safetensors is of --format=safetensors" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert export("safetensors") == 0

@@ -106,9 +106,9 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         else:
             lines = [program.write(target, format, config, model, about, task, restored.state)]
         use = _use(format, out / _file(format), about)
-        about["files"] = sorted(
-            {p.name for p in staging.iterdir()} | {*_about(out).get("files", ())}
-        )
+        # Which format each file is of, so that another does not take its place.
+        written = {p.name: format for p in staging.iterdir()}
+        about["files"] = dict(sorted({**_about(out).get("files", {}), **written}.items()))
         files.write_json(staging / ABOUT, about)
         files.write_text(staging / README, _readme(format, use, about))
         _move(staging, out)
