@@ -162,7 +162,8 @@ def recurrences():
     import jax.numpy as jnp
 
     from research.ops.dense import dense
-    from research.ops.recurrence import GATES, masks_of, recurrence, recurrence_plain
+    from research.ops.recurrence import GATES, recurrence, recurrence_plain
+    from research.ops.segments import masks_of
 
     masks, _ = masks_of(jnp.ones((64, 64), jnp.int32))
     for cell, gates in GATES.items():

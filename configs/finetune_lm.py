@@ -27,6 +27,9 @@ def get_config(way: str = "full"):
     config.data.text.max_length = 512
     config.tokenizer.name = "pretrained"
     config.model.name = "pretrained"
+    config.model.remat = (
+        "dots"  # rows are long: what attention keeps for its gradient grows with their square
+    )
     config.train.duration = "epochs=3"
     config.train.batch_size = 8
     config.optimizer.name = "adamw"

@@ -174,6 +174,8 @@ def resolve(
             continue
         if name != old:
             # Another model, say, has other options: those of the one that the file names then mean nothing.
+            if old == PRETRAINED:
+                given = {k: v for k, v in given.items() if k == key or not k.startswith("model.")}
             for option in _options_or_none(section, old):
                 if option not in schema:
                     given.pop(option, None)

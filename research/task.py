@@ -104,6 +104,9 @@ class Task(NamedTuple):
     # Entries of model_state that never change and are in no checkpoint, which names them by hash; `init` gives zeros.
     constants_in: tuple[str, ...] = ()
     constants: Callable[[], Params] = dict  # -> those entries, NumPy leaves; may read files
+    # Pattern of the starts of paths -> why parameters with the same rest of a path are computed with as one array. They
+    # are frozen together: where one of them is trained, all get a gradient.
+    joined: dict[str, str] = {}
     # Files of the run directory that belong to the model, such as its tokenizer.json: name -> content.
     files: dict[str, str] = {}
     # Of a task that writes text: (paths, a text or '') -> prompts; and (params, model_state, what is given of each,

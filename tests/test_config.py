@@ -227,3 +227,27 @@ def test_a_pretrained_model_asked_for_later_is_not_bent_by_the_files_own_options
         0
     ].model
     assert (model.width, model.depth) == (24, 1)
+
+
+def test_a_config_may_say_how_a_pretrained_model_is_computed(tmp_path):
+    """What it says besides holds for the model of the folder, and means nothing to another one."""
+    described = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "vocab_size": 40,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
+        "intermediate_size": 24, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    source = ("pretrained.source", f"hf:{tmp_path}")
+    config, wrong = load("configs/finetune_lm.py", [source])
+    assert not wrong
+    assert (config.model.name, config.model.width, config.model.remat) == (
+        "transformer",
+        16,
+        "dots",
+    )
+    config, wrong = load("configs/finetune_lm.py", [source, ("model.remat", "none")])
+    assert not wrong and config.model.remat == "none"
+    for name in ("rnn", "transformer"):
+        config, wrong = load("configs/finetune_lm.py", [("model.name", name)])
+        assert not wrong and config.model.to_dict().get("remat", "none") == "none"

@@ -1,6 +1,7 @@
 """What a config and a task make: the optimizer, the pure step, and when things happen. Nothing runs here."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -212,6 +213,8 @@ def problems(config: Any, task: Task, parallel: Parallel) -> list[str]:
             "config.optimizer.groups: freezes every adapter of config.lora; leave the groups out (config.lora.train "
             "says what else is trained), or put (r'.*lora_', {}) first"
         ]
+    if lines := _joined_problems(task, program):
+        return lines
     usual = defaults().optimizer.decay_exclude
     patterns = [pattern for pattern in config.optimizer.decay_exclude if pattern not in usual]
     paths = named_leaves(shapes.params)
@@ -247,6 +250,22 @@ def in_minutes(config: Any) -> bool:
 def best_name(config: Any) -> str:
     """The figure of the validation split that says which checkpoint is best."""
     return config.checkpoint.best.removeprefix("validation/")
+
+
+def _joined_problems(task: Task, program: Program) -> list[str]:
+    """Says so if parameters that are computed with as one are not frozen together."""
+    for pattern, why in task.joined.items():
+        first: dict[str, str] = {}
+        for path, treatment in program.table.items():
+            if not (match := re.match(pattern, path)):
+                continue
+            other = first.setdefault(path[match.end() :], path)
+            if program.table[other].start != treatment.start:
+                return [
+                    f"config.optimizer.groups: {other} and {path} are not trained in the same steps, but both "
+                    f"would get their gradients: {why}, or freeze them together"
+                ]
+    return []
 
 
 def _final_problems(config: Any, task: Task) -> list[str]:

@@ -16,9 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.models.layers import Dense, Dropout, named
+from research.models.layers import Dense, Dropout, Embed, glorot, named
 from research.ops.dense import dense
-from research.ops.recurrence import GATES, Masks, State, masks_of, recurrence, zeros
+from research.ops.recurrence import GATES, State, recurrence, zeros
+from research.ops.segments import Masks, masks_of
 
 # Parameter paths from the tokens to the outputs; numbers count within a pattern.
 LAYERS = (r"embed/", r"layer_(\d+)/", r"head/")
@@ -78,7 +79,7 @@ class Model(nn.Module):
         """
         self._check(cache)
         keys = keys if train else None
-        embed = nn.Embed(self.vocab_size, self.embedding, dtype=self.dtype, name="embed")
+        embed = Embed(self.vocab_size, self.embedding, dtype=self.dtype, name="embed")
         x = self._embedded(embed(tokens), keys)
         if segments is None and cache is not None:
             segments = jnp.ones_like(tokens)
@@ -137,14 +138,11 @@ class Model(nn.Module):
         most = jnp.where(real[..., None], x, -jnp.inf).max(1)
         return jnp.where(real.any(1)[:, None], most, 0)
 
-    def _logits(self, embed: nn.Embed, x: jax.Array) -> jax.Array:
+    def _logits(self, embed: Embed, x: jax.Array) -> jax.Array:
         if not self.tied:
             features = self.outputs if self.head == "classify" else self.vocab_size
-            head = Dense(features, dtype=self.dtype, use_bias=self.head_bias, name="head")
-            return head(x).astype(jnp.float32)
-        # Rows joined, as research/ops/dense.py does and for the same reason.
-        logits = embed.attend(x.reshape(-1, x.shape[-1])).astype(jnp.float32)
-        logits = logits.reshape(*x.shape[:-1], -1)
+            return Dense(features, glorot, self.dtype, self.head_bias, True, name="head")(x)
+        logits = embed.attend(x)
         return Bias(name="head")(logits) if self.head_bias else logits
 
     def _check(self, cache: Any) -> None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import Scope
 
-from research.models.layers import Dense, Dropout, named, options
+from research.models.layers import Dense, Dropout, Embed, named, options
 from research.models.layers.block import Block, Context, MaskedHead
 from research.models.layers.cache import Slots, empty, extend, filled
 from research.models.layers.norm import Norm
@@ -151,6 +151,17 @@ class Model(nn.Module):
         options.check(self, 1, cached=True)
         return empty(options.of(self), self.dtype, batch_size, slots)
 
+    @property
+    def longest(self) -> int:
+        """Tokens that a row may have."""
+        return self.context - (self.position_offset if self.position == "learned" else 0)
+
+    @property
+    def joined(self) -> dict[str, str]:
+        """See `research.task.Task`."""
+        why = "model.scan=True runs all blocks as one; set model.scan=False"
+        return {r"block_\d+/": why} if self.scan else {}
+
     def _contexts(self, places: jax.Array, real: Any, positions: jax.Array, cache: Any) -> tuple:
         """What blocks read that see all, and those with a window."""
         slots, theirs, seen = places, positions, None if real is None else (real, real)
@@ -172,7 +183,13 @@ class Model(nn.Module):
             return Context(mask, angles(positions, o.head_width, base=base, scaling=scaling))
 
         everything = context(0)
-        return everything, context(self.window) if self.window else everything
+        if not self.window:
+            return everything, everything
+        windowed = context(self.window)
+        # One loop chooses between two arrays.
+        if self.scan and everything.mask is None and windowed.mask is not None:
+            everything = everything._replace(mask=jnp.ones_like(windowed.mask))
+        return everything, windowed
 
     def _embed(self, x: jax.Array, positions: jax.Array, keys: Any) -> jax.Array:
         if self.embed_scale:
@@ -254,32 +271,29 @@ class Model(nn.Module):
             x = Dense(self.width, options.normal(), self.dtype, name="pooler")(x)
             x = jnp.tanh(x) if self.pooler == "tanh" else nn.relu(x)
         x = Dropout(self.dropout, name="head_dropout")(x, keys)
-        head = Dense(self.outputs, options.normal(), self.dtype, self.head_bias, name="head")
-        return head(x).astype(jnp.float32)
+        head = Dense(self.outputs, options.normal(), self.dtype, self.head_bias, True, name="head")
+        return head(x)
 
-    def _decode(self, x: jax.Array, embed: nn.Embed) -> jax.Array:
+    def _decode(self, x: jax.Array, embed: Embed) -> jax.Array:
         """x [B, T, D] -> logits [B, T, V]."""
         bias = None
         if self.head == "mlm":
             x, bias = MaskedHead(options.of(self), self._rows, name="mlm")(x)
-        # Two axes, for the sake of the gradient; see research/ops/dense.py.
-        flat = x.reshape(-1, self.width)
         if self.tied:
-            logits = embed.attend(flat)
+            logits = embed.attend(x)
         else:
-            logits = Dense(self._rows, options.normal(), self.dtype, False, name="head")(flat)
-        logits = logits.astype(jnp.float32)
+            logits = Dense(self._rows, options.normal(), self.dtype, False, True, name="head")(x)
         logits = logits if bias is None else logits + bias
         if self.logit_softcap:
             logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
-        return logits.reshape(*x.shape[:-1], self._rows)
+        return logits
 
     @property
     def _rows(self) -> int:
         return self.vocabulary or self.vocab_size
 
-    def _table(self, name: str, rows: int) -> nn.Embed:
-        return nn.Embed(rows, self.width, self.dtype, embedding_init=options.normal(), name=name)
+    def _table(self, name: str, rows: int) -> Embed:
+        return Embed(rows, self.width, self.dtype, embedding_init=options.normal(), name=name)
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return Norm(self.norm, self.norm_epsilon, self.norm_offset, name=name)(x)

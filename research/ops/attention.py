@@ -92,12 +92,22 @@ def softmax(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
     Written out, since XLA's CPU compiler makes of `jax.nn.softmax(..., where=mask)` passes that it does not join.
     """
-    if mask is not None:
-        logits = jnp.where(mask, logits, MASKED)
-    most = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-    odds = jnp.exp(logits - jnp.maximum(most, MASKED / 2))
+    return _softmax(logits if mask is None else jnp.where(mask, logits, MASKED))
+
+
+@jax.custom_jvp
+def _softmax(logits: jax.Array) -> jax.Array:
+    odds = jnp.exp(logits - jnp.maximum(jnp.max(logits, -1, keepdims=True), MASKED / 2))
     total = odds.sum(-1, keepdims=True)
-    return odds / (total if mask is None else jnp.maximum(total, jnp.finfo(total.dtype).tiny))
+    return odds / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
+
+
+@_softmax.defjvp
+def _softmax_jvp(given, changes):
+    """From the result alone, which is kept anyhow: one [B, H, T, S] for each block less than of what it is made of."""
+    y = _softmax(*given)
+    change = y * changes[0]
+    return y, change - y * change.sum(-1, keepdims=True)
 
 
 def visible(

@@ -16,22 +16,17 @@ loops read and write [B, T, ...] in place. benchmarks/ops.py prints the comparis
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from research.ops.segments import Masks
+
 GATES = {"elman": 1, "gru": 3, "lstm": 4}
 State = tuple[jax.Array, ...]  # (h,) or of an LSTM (h, c), each [B, D], float32 or wider
-
-
-class Masks(NamedTuple):
-    """What a step does with the state that it finds, in one direction; bool [B, T]."""
-
-    keep: jax.Array  # False: padding, which leaves the state as it is
-    fresh: jax.Array  # the first token of a document, which starts from zeros
 
 
 def recurrence(
@@ -54,7 +49,7 @@ def recurrence(
       kernel: U [D, G*D], of x's dtype.
       bias: b_n [D] of a GRU, which the reset gate acts on too; None for the others.
       state: before the first step; None = zeros.
-      masks: see `masks_of`; None = every step counts, and none starts anew.
+      masks: of `research.ops.segments.masks_of`; None = every step counts, and none starts anew.
       drop: [B, D] what the state is multiplied by on its way into the product, the same at every step (Gal & Ghahramani
         2016); None = 1. The state that a gate lets pass is not touched. A constant: it gets no gradient.
       reverse: from the last step to the first.
@@ -121,28 +116,6 @@ def zeros(cell: str, batch_size: int, width: int, dtype=jnp.float32) -> State:
     shape = batch_size, width
     one = jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
     return (one, one) if cell == "lstm" else (one,)
-
-
-def masks_of(
-    segments: jax.Array, before: jax.Array | None = None, *, reverse: bool = False
-) -> tuple[Masks, jax.Array]:
-    """Masks from the documents that tokens belong to, for one direction.
-
-    Args:
-      segments: int32 [B, T]; 1, 2, ... the document, 0 = padding, wherever it stands.
-      before: int32 [B] the document that the state is of, 0 = of none; None = of none.
-      reverse: of the direction from the last token to the first.
-
-    Returns:
-      The masks, and the document that the state is of afterwards, int32 [B].
-    """
-    if before is None:
-        before = jnp.zeros_like(segments[:, 0])
-    along = jnp.concatenate([before[:, None], segments[:, ::-1] if reverse else segments], 1)
-    place = jnp.where(along > 0, jnp.arange(along.shape[1]), 0)
-    latest = jnp.take_along_axis(along, lax.cummax(place, 1), 1)  # [B, 1 + T] not of padding
-    fresh = latest[:, 1:] != latest[:, :-1]
-    return Masks(segments > 0, fresh[:, ::-1] if reverse else fresh), latest[:, -1]
 
 
 def _check(cell: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> None:

@@ -4,6 +4,7 @@ B rows in a batch, T tokens of a row, N rows in a split, V tokens in the vocabul
 """
 
 import math
+import sys
 from typing import Any
 
 import jax
@@ -144,7 +145,7 @@ def build(
             options,
             emit,
             chat=data.chat,
-            context=config.model.to_dict().get("context", 0) or length,
+            context=getattr(model.module, "longest", sys.maxsize),
         )
 
     return Task(
@@ -173,6 +174,7 @@ def build(
         describe=describe,
         read_inputs=read_inputs,
         decode=lambda outputs: [],
+        joined=model.joined,
         files=tokenizer.to_files(),
         read_prompts=read_prompts if causal else None,
         generate=generate if causal else None,

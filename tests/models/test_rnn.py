@@ -251,6 +251,20 @@ def test_bfloat16_computes_and_float32_stays():
     np.testing.assert_allclose(out, wide, rtol=0, atol=0.03)  # 8 bits of mantissa
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_bfloat16_are_not_rounded(tied):
+    options = dict(embedding=8, width=8, tied=tied, head_bias=False)
+    module, variables = made("lm", dtype=jnp.bfloat16, **options)
+    out, seen = module.apply(variables, tokens(3, 6), train=False, mutable=["intermediates"])
+    x = np.asarray(seen["intermediates"]["pooled"][0], np.float64)
+    params = variables["params"]
+    matrix = params["embed"]["embedding"].T if tied else params["head"]["kernel"]
+    expected = x @ np.asarray(matrix.astype(jnp.bfloat16), np.float64)
+    assert out.dtype == jnp.float32
+    # Sums of 8 float32 products below 1; bfloat16 would be off by 1e-3.
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
+
+
 def test_what_is_given_stands_in():
     module, variables = made(cell="gru", depth=2)
     x = tokens(3, 4)

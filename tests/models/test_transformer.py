@@ -373,6 +373,16 @@ def test_a_scan_is_the_loop(options, tree_distance):
     assert tree_distance(expected, dropped(m, params, KEYS[::-1])) > 0.1
 
 
+def test_a_scan_is_the_loop_where_only_some_blocks_need_a_mask():
+    m = model("mlm", **BERT | dict(window=3, global_every=2))
+    params = parameters(m)
+    # The same sums, compiled otherwise.
+    np.testing.assert_allclose(
+        apply(m.clone(scan=True), params), apply(m, params), rtol=1e-4, atol=1e-4
+    )
+    assert np.abs(apply(m, params) - apply(m.clone(global_every=0), params)).max() > 0.1
+
+
 def test_masks_differ_from_block_to_block():
     m = model(**SMALL | dict(depth=2), dropout=0.5)
     params = parameters(m)
@@ -457,6 +467,20 @@ def test_bfloat16():
         assert rough.dtype == jnp.float32
         # Eight bits a number, through three blocks.
         assert np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "last"])
+def test_logits_of_bfloat16_are_not_rounded(kind):
+    head, options = KINDS[kind]
+    m = model(head, jnp.bfloat16, **options | dict(depth=1))
+    params = parameters(m)
+    logits, seen = m.apply({"params": params}, TOKENS, train=False, mutable=["intermediates"])
+    x = seen["intermediates"]["pooled" if head == "classify" else "normed"][0]
+    assert x.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    matrix = params["embed"]["embedding"].T if kind == "gpt2" else params["head"]["kernel"]
+    expected = np.asarray(x, np.float64) @ np.asarray(matrix.astype(jnp.bfloat16), np.float64)
+    # Sums of 16 float32 products of the order of 1; bfloat16 would be off by 1e-2.
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_layouts(tree_distance):
@@ -573,6 +597,16 @@ def test_adapters(remat):
         assert np.any(leaf["lora_a"]) and np.any(leaf["lora_b"])
 
 
+def test_an_adapter_of_an_untied_output_may_drop():
+    chosen = section("head$")
+    task = lora.adapt(task_of(model(**MODERN | dict(depth=1, tied=False))), chosen)
+    params, _ = task.init(KEYS[0])
+    params["head"]["lora_b"] += 1.0
+    whole = task.predict(params, {}, None)["logits"]
+    dropped = task.loss(params, {}, None, None).outputs["logits"]
+    assert (np.abs(dropped - whole).max((1, 2)) > 1e-3).all()
+
+
 def test_adapters_and_a_scan():
     task = task_of(model(**MODERN, scan=True))
     with pytest.raises(ValueError, match="model.scan=True .* cannot hold adapters"):
@@ -605,7 +639,7 @@ def test_options_that_cannot_be(options, message):
 
 def test_caches_that_cannot_be():
     with pytest.raises(ValueError, match="a cache is for causal language models"):
-        model(**BERT).empty_cache(1, 4)
+        model("mlm", **BERT).empty_cache(1, 4)
     # More slots than the position table has rows: padding takes no position.
     assert model(**SMALL).empty_cache(1, 17)["valid"].shape == (1, 17)
     m = model(**MODERN)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,6 +61,23 @@ def test_causal_in_blocks(length, softcap):
 def test_dense():
     x, kernel = np.random.default_rng(0).standard_normal((2, 3, 4)), np.ones((4, 5))
     np.testing.assert_allclose(dense(x, kernel), x @ kernel, rtol=1e-6)
+
+
+def test_a_wide_product_of_bfloat16_is_not_rounded_and_its_gradients_are_as_without():
+    rng = np.random.default_rng(0)
+    x, kernel, g = (
+        jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+        for shape in ((2, 3, 64), (64, 5), (2, 3, 5))
+    )
+    y, back = jax.vjp(lambda *a: dense(*a, wide=True), x, kernel)
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)  # float32 sums of 64 terms
+    _, plain = jax.vjp(dense, x, kernel)
+    for found, other in zip(back(g.astype(jnp.float32)), plain(g), strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found, other)
+    x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    np.testing.assert_array_equal(dense(x, kernel, wide=True), dense(x, kernel))
 
 
 def test_freed_memory_is_kept():

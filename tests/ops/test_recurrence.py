@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from research.ops.recurrence import GATES, Masks, masks_of, recurrence, recurrence_plain, zeros
+from research.ops.recurrence import GATES, recurrence, recurrence_plain, zeros
+from research.ops.segments import Masks, masks_of
 
 CELLS = sorted(GATES)
 # Padding on either side and in the middle, documents that follow one another with and without it, a row of nothing.

@@ -1,6 +1,7 @@
 """The tasks on text: losses against sums written out, padding and cutting of batches without influence."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -205,6 +206,40 @@ def test_a_tokenizer_of_conversations_learns_what_is_asked_of_it(tmp_path, talks
             assert tokenizer.decode(ids) == f"{said}<|assistant|>\n"
     vocabulary = Rust.from_str(tokenizer.to_files()["tokenizer.json"]).get_vocab()
     assert not [token for token in vocabulary if "conten" in token]
+
+
+def test_a_state_has_no_end(tmp_path, sentences):
+    """A recurrent network writes as much as is asked for, however short the rows were that it learned from."""
+    keys = dict(generate__max_tokens="50", generate__temperature="0.0")
+    config = config_of(tmp_path, sentences, "language_model", model__name="rnn", **keys)
+    task, params, state = built(config)
+    (tmp_path / "tokenizer.json").write_text(task.files["tokenizer.json"])
+    from research.data.tokenizer import load
+
+    token = int(load(tmp_path / "tokenizer.json").encode(["a"], special=False)[0][0])
+    bias = np.zeros_like(params["head"]["bias"])
+    bias[token] = 100.0
+    params["head"]["bias"] = bias
+    made = task.generate(params, state, ["a good film " * 3], config.generate, lambda *piece: None)
+    assert made == ["a" * 50]
+
+
+@pytest.mark.parametrize(("groups", "told"), [("head/", ""), ("(block_1|head)/", "block_0")])
+def test_a_loop_of_blocks_is_frozen_as_a_whole(tmp_path, sentences, groups, told):
+    keys = dict(optimizer__groups=f"(({groups!r}, {{}}), ('.*', None))", parallel__devices="1")
+    config = config_of(tmp_path, sentences, "text_classification", **keys, model__scan="true")
+    if not told:
+        modes.build(config)
+        return
+    with pytest.raises(UserErrors) as error:
+        modes.build(config)
+    (line,) = error.value.lines
+    assert re.match(
+        r"config.optimizer.groups: block_0/(\S+) and block_1/\1 are not trained in the same steps",
+        line,
+    )
+    assert "set model.scan=False, or freeze them together" in line
+    modes.build(config_of(tmp_path, sentences, "text_classification", **keys, model__scan="false"))
 
 
 def test_conversations_count_answers_alone(tmp_path):

@@ -74,15 +74,24 @@ class Dense(nn.Module):
     kernel_init: Callable = glorot
     dtype: Any = jnp.float32
     use_bias: bool = True
+    wide: bool = False  # the result is float32 at least: for logits
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = ops_dense.dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = ops_dense.dense(x.astype(self.dtype), kernel.astype(self.dtype), wide=self.wide)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype)
+            y = y + bias.astype(y.dtype)
         return y
+
+
+class Embed(nn.Embed):
+    """Flax's, whose `attend`, the product with the rows, x [..., C] -> logits [..., V], is float32 at least."""
+
+    def attend(self, query: jax.Array) -> jax.Array:
+        x, rows = query.astype(self.dtype), self.embedding.astype(self.dtype)
+        return ops_dense.dense(x, rows.T, wide=True)
 
 
 class BatchNorm(nn.BatchNorm):

@@ -129,6 +129,7 @@ def task(
         describe=describe,
         read_inputs=read_inputs,
         decode=decode,
+        joined=model.joined,
         files=files or {},
     )
 

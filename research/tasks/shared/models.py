@@ -17,6 +17,7 @@ class Built(NamedTuple):
     module: Any
     init: Callable[[jax.Array], tuple[Params, Params]]  # key -> params, model_state
     layers: tuple[str, ...]  # patterns of parameter paths, from the input to the output
+    joined: dict[str, str]  # see `research.task.Task`
 
 
 def build(config: Any, what: str, inputs: tuple, given: dict[str, Any], axis_name: Any) -> Built:
@@ -51,7 +52,7 @@ def build(config: Any, what: str, inputs: tuple, given: dict[str, Any], axis_nam
         jax.eval_shape(init, jax.random.key(0))
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"config.model: does not fit {what}: {first_line(error)}") from error
-    return Built(module, init, found.LAYERS)
+    return Built(module, init, found.LAYERS, getattr(module, "joined", {}))
 
 
 def example_keys(batch: Batch, rngs: dict[str, jax.Array]) -> jax.Array:
