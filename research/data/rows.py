@@ -51,13 +51,15 @@ def masked(values: dict[str, np.ndarray], ids: np.ndarray, size: int) -> Batch:
     }
 
 
-def batch_error(batch_size: int, size: int, examples: str = "examples") -> list[str]:
-    """Returns a line if the training split, of `size` examples, is too small for one batch."""
+def batch_error(
+    batch_size: int, size: int, examples: str = "examples", mend: str = ""
+) -> list[str]:
+    """Returns a line if the training split, of `size` examples, is too small for one batch; `mend`: another way."""
     if batch_size <= size:
         return []
     return [
         f"train.batch_size is {batch_size:,} but the training split holds {size:,} {examples}: "
-        f"set train.batch_size to {size} or less"
+        f"set train.batch_size to {size} or less{mend}"
     ]
 
 

@@ -130,6 +130,22 @@ class Tokenizer:
         added = self._marking.get_added_tokens_decoder()
         return tuple(sorted(number for number, token in added.items() if token.special))
 
+    def opening(self) -> "Tokenizer":
+        """Returns this tokenizer with texts opened but not closed, as a text to be gone on with is.
+
+        Of those trained here, which close texts as well; it changes what `encode(special=True)` and an export do.
+        """
+        main = json.loads(self._files[folders.MAIN])
+        template = (main.get("post_processor") or {}).get("single", [])
+        if len(template) < 3 or "SpecialToken" not in template[-1]:
+            return self
+        main["post_processor"]["single"] = template[:-1]
+        main["post_processor"]["pair"] = main["post_processor"]["pair"][:-1]
+        return Tokenizer(
+            {**self._files, folders.MAIN: json.dumps(main, indent=2, ensure_ascii=False)},
+            self._where,
+        )
+
     def with_template(self) -> "Tokenizer":
         """Returns this tokenizer with a chat template: its own, else `chat.DEFAULT`, written into its files."""
         if self.chat_template:

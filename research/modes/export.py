@@ -100,11 +100,12 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
             lines = [f"a {kind} of transformers"]
         elif format in WEIGHTS:
             weights.write(target, format, naming, config, model, about)
-            for name, text in model.task.files.items():
-                files.write_text(staging / name, text)
             lines = [f"{naming} names"]
         else:
             lines = [program.write(target, format, config, model, about, task, restored.state)]
+        if format in WEIGHTS or format in ADAPTERS:  # a folder of its own kind holds them already
+            for name, text in model.task.files.items():
+                files.write_text(staging / name, text)
         use = _use(format, out / _file(format), about)
         # Which format each file is of, so that another does not take its place.
         written = {p.name: format for p in staging.iterdir()}

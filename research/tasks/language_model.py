@@ -156,7 +156,7 @@ def build(
             fingerprints=texts.fingerprints(data, tokenizer),
             report={**data.report, "rows": rows.counts},
             repeats=causal,
-            remarks=_remarks(rows.counts, length),
+            remarks=texts.cleaned(data) + _remarks(rows.counts, length),
         ),
         init=model.init,
         loss=loss,

@@ -89,7 +89,8 @@ def build(
             fingerprints=texts.fingerprints(data, tokenizer),
             report={**data.report, "rows": made.counts},
             repeats=True,
-            remarks=texts.told(
+            remarks=texts.cleaned(data)
+            + texts.told(
                 "texts cut",
                 {split: (n["cut"], n["documents"]) for split, n in made.counts.items()},
                 f"which are longer than config.data.text.max_length={length} tokens; raise it to use their ends",

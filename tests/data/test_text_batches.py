@@ -516,7 +516,7 @@ def test_what_does_not_fit_is_said_in_a_line(make_store):
         "data.workers",
     ]
     with pytest.raises(
-        UserError, match=r"^train.batch_size is 64 .* rows of 100 tokens: set .* to \d+ or less$"
+        UserError, match=r"^train.batch_size is 64 .* rows of 100 tokens: set .* to \d+ or less, or"
     ):
         model(store, 100, batch_size=64)
     with pytest.raises(UserError, match=r"^config.tokenizer: the tokenizer has no mask token"):

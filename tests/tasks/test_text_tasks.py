@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Rust
 
 from research import modes
 from research.config import defaults, resolve
-from research.data.text import store
+from research.data.text import encode, store
 from research.engine import parallel
 from research.errors import UserError, UserErrors
 from research.tasks.shared import texts
@@ -277,3 +277,31 @@ def test_keys_of_the_other_kind_of_data_are_told(task, key, value):
     assert not mistakes
     with pytest.raises(UserErrors, match=rf"config.{key}=.*: is for .*; leave it out"):
         modes.make_task(config, parallel.make("mesh", 1))
+
+
+@pytest.mark.parametrize("name", ["byte", "bpe", "wordpiece"])
+def test_a_language_models_tokenizer_leaves_texts_open(tmp_path, sentences, name):
+    """Or what is written after a prompt, in transformers, would stand after the end of a text."""
+    config = config_of(
+        tmp_path, sentences, "language_model", tokenizer__name=name, tokenizer__size=300
+    )
+    _, kept = texts.with_tokenizer(config, labelled=False)
+    opening, _ = encode.ends(kept)
+    [ids], [plain] = (kept.encode(["a good film"], special=special) for special in (True, False))
+    assert ids.tolist() == [opening, *plain.tolist()]
+    task, _, _ = built(config)
+    (tmp_path / "kept").mkdir()
+    for file, text in task.files.items():
+        (tmp_path / "kept" / file).write_text(text)
+    again, _ = resolve(
+        config, [("tokenizer.name", "file"), ("tokenizer.path", str(tmp_path / "kept"))]
+    )
+    assert built(again)[0].data.fingerprints == task.data.fingerprints
+
+
+def test_rows_longer_than_a_rotary_models_context_are_told(tmp_path, sentences):
+    config = config_of(
+        tmp_path, sentences, "language_model", model__position="rotary", model__context=16
+    )
+    with pytest.raises(UserError, match=r"max_length=24: is more than config.model.context=16"):
+        built(config)

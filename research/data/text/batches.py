@@ -182,7 +182,8 @@ def language_model(
             encoded.texts, documents, length, shift, split, bool(store.chat)
         )
     sizes = {split: len(rows.offsets) - 1 for split, rows in packed.items()}
-    _raise(batch_error(batch_size, sizes["train"], f"rows of {length} tokens"))
+    mend = ", or data.text.max_length lower, for more rows"
+    _raise(batch_error(batch_size, sizes["train"], f"rows of {length} tokens", mend))
 
     def values(split: str, numbers: np.ndarray, inputs: bool, draw: tuple) -> dict[str, np.ndarray]:
         texts, layout = encoded.texts, lay_out(packed[split], numbers, length)

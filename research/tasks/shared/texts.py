@@ -50,6 +50,8 @@ def with_tokenizer(config: Any, *, labelled: bool) -> tuple[store.TextStore, Tok
         folder=data.folder,
         form=chat.plain_version() if data.chat else "",
     )
+    if not labelled and config.tokenizer.name in training.NAMES:
+        made = made.opening()
     return data, made.with_template() if data.chat else made
 
 
@@ -67,7 +69,13 @@ def build_model(
       UserErrors: an option is wrong, or the model has fewer tokens than the tokenizer.
     """
     length = config.data.text.max_length
-    known = config.model.to_dict().get("vocabulary", 0)
+    options = config.model.to_dict()
+    known, context = options.get("vocabulary", 0), options.get("context", length)
+    if length > context and options.get("position") == "rotary":
+        raise UserError(
+            f"config.data.text.max_length={length}: is more than config.model.context={context}, the longest row that "
+            "the model is for; lower it"
+        )
     if known and known < tokenizer.size:
         mend = "take the tokenizer that the weights came with (config.tokenizer.name=pretrained)"
         if config.tokenizer.name == "pretrained":
@@ -88,6 +96,14 @@ def build_model(
         {"vocab_size": tokenizer.size, "outputs": outputs, "head": head},
         axis_name,
     )
+
+
+def cleaned(data: store.TextStore) -> tuple[str, ...]:
+    """Returns a line that says what cleaning left out, or none."""
+    found = {kind: entry.get("dropped", 0) for kind, entry in data.report["found"].items()}
+    parts = [f"{count:,} {kind.replace('_', ' ')}" for kind, count in found.items() if count]
+    line = f"texts left out by config.data.clean: {', '.join(parts)}; data_report.json lists them"
+    return (line,) if parts else ()
 
 
 def fingerprints(data: store.TextStore, tokenizer: Tokenizer) -> dict[str, str]:
