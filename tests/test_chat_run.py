@@ -70,6 +70,7 @@ def place(root, launch, tmp_path_factory):
     base = (f"--config={root}/configs/python_lm.py", f"--config.data.path={place}/texts.csv")
     more = (
         "--config.tokenizer.name=byte",
+        "--config.data.text.max_length=128",
         "--config.train.duration=steps=1",
         "--config.data.test_fraction=0.2",
         "--config.data.validation_fraction=0.2",
