@@ -63,27 +63,19 @@ class Tokenizer:
         made = self._rust(markup).encode_batch_fast(list(texts), add_special_tokens=special)
         return [np.array(encoding.ids, np.int32) for encoding in made]
 
-    def encode_pieces(self, texts: str | Sequence[str]) -> Any:
-        """Returns (ids int32 [n], characters int32 [n, 2]: start and end in the text); of several texts, a list.
-
-        Without special tokens. The bytes of one character may be several tokens, which then all name it.
-        """
-        if isinstance(texts, str):
-            return self.encode_pieces([texts])[0]
-        made = self._rust(False).encode_batch(list(texts), add_special_tokens=False)
-        return [
-            (np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in made
-        ]
-
     def encode_bytes(self, texts: Sequence[str]) -> list[tuple[Ids, np.ndarray]]:
         """Returns for each text (ids int32 [n], bytes int32 [n]): the UTF-8 bytes for which each token stands.
 
         A text's bytes sum to all it has (if it has tokens): what no token holds, such as a space, counts to the next
         one, or to the last; a character of several tokens counts to the first of them.
         """
+        made = self._rust(False).encode_batch(list(texts), add_special_tokens=False)
         return [
-            (ids, piece_bytes(text, offsets))
-            for text, (ids, offsets) in zip(texts, self.encode_pieces(list(texts)), strict=True)
+            (
+                np.array(encoding.ids, np.int32),
+                piece_bytes(text, np.array(encoding.offsets, np.int32).reshape(-1, 2)),
+            )
+            for text, encoding in zip(texts, made, strict=True)
         ]
 
     def decode(self, ids: Sequence[int] | Ids, *, special: bool = False) -> str:
