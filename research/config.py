@@ -144,22 +144,9 @@ def resolve(
     texts = dict(overrides)
     errors: list[str] = []
     if texts.get("model.name", given.get("model.name")) == PRETRAINED:
-        source = texts.get("pretrained.source", given.get("pretrained.source", ""))
         try:
-            if not source:
-                raise UserError(
-                    "config.pretrained.source: is empty, but config.model.name=pretrained takes the model of its "
-                    "config.json; set it to hf:FOLDER"
-                )
-            described = _described(source)
-            if given.get("model.name") != PRETRAINED:  # then its options are of another model
-                given = {key: v for key, v in given.items() if not key.startswith("model.")}
+            given = _with_described(given, texts.get("pretrained.source"))
             texts.pop("model.name", None)
-            if given.get("model.name") != PRETRAINED:  # the file's options are another model's
-                given = {key: v for key, v in given.items() if not key.startswith("model.")}
-            if given.get("pretrained.naming"):
-                described.pop("pretrained.naming")
-            given = {**described, **given, **{k: described[k] for k in ALWAYS if k in described}}
         except UserError as error:
             errors += str(error).splitlines()
     schema = flatten(defaults().to_dict())
@@ -199,6 +186,28 @@ def resolve(
         if key in resolved and not wrong and not allowed.holds(resolved[key]):
             errors.append(f"config.{key} is {resolved[key]!r}, but must be {allowed.words}")
     return FrozenConfigDict(_unflatten(resolved)), errors
+
+
+def _with_described(given: dict[str, Any], source: str | None) -> dict[str, Any]:
+    """Returns a flat config with the model that its pretrained source (or another `source`) describes.
+
+    Options that stand beside model.name=pretrained were meant for that model, and stay.
+
+    Raises:
+      UserError: there is no source, or it describes no model.
+    """
+    source = given.get("pretrained.source", "") if source is None else source
+    if not source:
+        raise UserError(
+            "config.pretrained.source: is empty, but config.model.name=pretrained takes the model of its "
+            "config.json; set it to hf:FOLDER"
+        )
+    described = _described(source)
+    if given.get("model.name") != PRETRAINED:  # then its options are of another model
+        given = {key: v for key, v in given.items() if not key.startswith("model.")}
+    if given.get("pretrained.naming"):
+        described.pop("pretrained.naming")
+    return {**described, **given, **{k: described[k] for k in ALWAYS if k in described}}
 
 
 def _described(source: str) -> dict[str, Any]:
