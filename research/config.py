@@ -184,7 +184,8 @@ def resolve(
     for key, allowed in RANGES.items():
         wrong = any(e.startswith(f"config.{key}:") for e in errors)
         if key in resolved and not wrong and not allowed.holds(resolved[key]):
-            errors.append(f"config.{key} is {resolved[key]!r}, but must be {allowed.words}")
+            near = nearest(str(resolved[key]), allowed.options)
+            errors.append(f"config.{key} is {resolved[key]!r}, but must be {allowed.words}{near}")
     return FrozenConfigDict(_unflatten(resolved)), errors
 
 

@@ -186,10 +186,11 @@ class Range(NamedTuple):
 
     holds: Callable[[Any], bool]
     words: str
+    options: tuple[str, ...] = ()  # where they can be listed
 
 
 def one_of(*values: str) -> Range:
-    return Range(lambda value: value in values, f"one of {', '.join(values)}")
+    return Range(lambda value: value in values, f"one of {', '.join(values)}", values)
 
 
 def at_least(least: float) -> Range:

@@ -32,7 +32,7 @@ class Section(NamedTuple):
 
     text: str. table: (header, rows). matrix: (names, int array [C, C], a row for each true class).
     images: list of (uint8 array [H, W] or [H, W, C], caption). curve: dict(xlabel, ylabel, series={name: (xs, ys)}).
-    json: any JSON value.
+    facts: a nested dict of what JSON has, shown as tables.
     """
 
     title: str

@@ -109,7 +109,7 @@ def finish(
     writer.write_summary(summary)
     header = ("group", "arrays", "parameters", "trained", "lr x")
     trained_groups = Section("What was trained", "table", (header, table.group_rows(rows)))
-    write_report(workdir, [*sections, trained_groups, Section("Data", "json", task.data.report)])
+    write_report(workdir, [*sections, trained_groups, Section("Data", "facts", task.data.report)])
     writer.end_run(0)  # last: until then the same command comes back here
     return summary
 

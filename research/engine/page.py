@@ -1,13 +1,12 @@
 """The parts of a self-contained HTML page: what is written, tables, pictures, drawings."""
 
 import html
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from research.engine import files
+from research.engine.facts import tables
 from research.engine.plots import line_plot, matrix_plot, png
 from research.engine.text import figure, number
 from research.task import Section
@@ -66,10 +65,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def details(title: str, content: str) -> str:
     """Content behind a title that opens it."""
-    return (
-        f"<details><summary>{html.escape(title)}</summary>"
-        f'<pre class="scroll tall">{html.escape(content)}</pre></details>'
-    )
+    return _behind(title, f'<pre class="scroll tall">{html.escape(content)}</pre>')
+
+
+def _behind(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 def _is_number(value: Any) -> bool:
@@ -140,9 +140,12 @@ def _curve(title: str, content: dict[str, Any]) -> str:
     return heading(title, f'<div class="plots">{plot}</div>')
 
 
-def _json(title: str, content: Any) -> str:
-    text = json.dumps(content, indent=2, default=files.plain, ensure_ascii=False)
-    return f"<section>{details(title, text)}</section>"
+def _facts(title: str, content: Mapping[str, Any]) -> str:
+    parts = [
+        f"<h3>{html.escape(facts.title)}</h3>{table(facts.header, facts.rows)}"
+        for facts in tables(content)
+    ]
+    return f"<section>{_behind(title, ''.join(parts))}</section>"
 
 
 _KINDS: dict[str, Callable[[str, Any], str]] = {
@@ -151,7 +154,7 @@ _KINDS: dict[str, Callable[[str, Any], str]] = {
     "matrix": _matrix,
     "images": _images,
     "curve": _curve,
-    "json": _json,
+    "facts": _facts,
 }
 
 STYLE = """
@@ -199,7 +202,7 @@ th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line)
 th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:600;font-size:.8125rem}
 td small{color:var(--soft);white-space:nowrap}
 .number{text-align:right}
-.words{overflow-wrap:anywhere;min-width:9rem;unicode-bidi:plaintext}
+.words{white-space:pre-line;overflow-wrap:anywhere;min-width:9rem;unicode-bidi:plaintext}
 .beside{display:flex;flex-wrap:wrap;gap:8px 40px}.beside>*{min-width:0;max-width:100%}
 .beside h3:first-child{margin-top:0}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr));gap:14px}

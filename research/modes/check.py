@@ -38,7 +38,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
 
     parameters = parameter_table(config, task, layout, units)
     print(table.format_table(parameters))
-    print(*table.summarize(parameters), sep="\n")
+    print(*table.summarize(parameters)[:-1], sep="\n")  # the totals stand above
     imported = pretrained.read(config, state.params, state.model_state)
     print(*pretrained.remarks(config, task, program, imported), sep="\n")
     if adapter := adapters.read(config, state.params, imported):

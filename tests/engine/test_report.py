@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from research.engine import plots
+from research.engine.facts import tables
 from research.engine.page import STYLE, table
 from research.engine.report import write_report
 from research.task import Section
@@ -77,7 +78,7 @@ def sections():
         Section("Matrix", "matrix", ([EVIL, "b"], np.array([[31, 17], [5, 47]]))),
         Section("Images", "images", [(grey, EVIL), (np.zeros((300, 600, 3), np.uint8), "large")]),
         Section("Curve", "curve", {"xlabel": EVIL, "ylabel": "y", "series": {EVIL: ([0], [1.0])}}),
-        Section("Json", "json", {EVIL: np.float32(0.5), "list": [1, 2]}),
+        Section("Data", "facts", {EVIL: np.float32(0.5), "list": [1, 2], "of": {EVIL: {EVIL: 3}}}),
     ]
 
 
@@ -93,7 +94,7 @@ def test_nothing_runs_and_nothing_comes_from_outside(run):
     assert not re.search(r"https?://|@import|url\(", text)
     (policy,) = (a["content"] for a in page.all("meta") if "http-equiv" in a)
     assert policy.startswith("default-src 'none'")
-    # The page still shows each of the names: title, text, both tables, captions, labels, JSON.
+    # The page still shows each of the names: title, text, both tables, captions, labels, facts.
     assert page.text.count("<script>alert('x')</script>") > 10
 
 
@@ -101,13 +102,32 @@ def test_the_order_of_the_page(run):
     page = Page(write_report(run, sections()).read_text())
     words = [
         "0.8750", "0.8125 to 0.9375", "Curves", "Final figures", "Table", "Matrix", "Images",
-        "Curve", "Json", "Parameters", "Config", "Environment",
+        "Curve", "Data", "Parameters", "Config", "Environment",
     ]  # fmt: skip
     places = [page.text.index(words[0])]
     for word in words[1:]:
         places.append(page.text.index(word, places[-1] + 1))
     assert "ended with exit code 75" in page.text
     assert "viewport" in {a.get("name") for a in page.all("meta")}
+
+
+def test_a_nested_report_is_shown_as_tables():
+    content = {
+        "name": "mine",
+        "classes": {"train": {"cat": 3, "dog": 4}, "test": {"dog": 1}},
+        "found": {
+            "blank": {"total": 0, "listed": []},
+            "duplicate": {"total": 60, "listed": [{"key": i, "split": "train"} for i in range(60)]},
+        },
+    }
+    shown = {table.title: table for table in tables(content)}
+    assert list(shown) == ["", "classes", "found", "found, duplicate, listed (the first 50 of 60)"]
+    assert shown[""].rows == [("name", "mine")]
+    assert shown["classes"].header == ("", "cat", "dog")
+    assert shown["classes"].rows == [("train", 3, 4), ("test", "", 1)]
+    assert shown["found"].rows == [("blank", 0), ("duplicate", 60)]
+    listed = shown["found, duplicate, listed (the first 50 of 60)"]
+    assert listed.header == ["key", "split"] and listed.rows[49] == [49, "train"]
 
 
 def test_curves_hold_every_split(run):
