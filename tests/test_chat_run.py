@@ -230,6 +230,8 @@ def test_adapters_alone_are_trained_and_written(root, launch, place, tmp_path):
     settings = json.loads((out / "adapter_config.json").read_text())
     assert settings["task_type"] == "CAUSAL_LM" and settings["r"] == 2
     assert settings["base_model_name_or_path"] == f"{place}/hf"
+    told = (out / "README.md").read_text()
+    assert f"base = transformers.AutoModelForCausalLM.from_pretrained('{place}/hf')" in told
 
 
 def _more_tokens(folder):

@@ -32,7 +32,7 @@ WEIGHTS = {
 ADAPTERS = {
     "peft": (
         "adapter_model.safetensors",
-        "import peft\nmodel = peft.PeftModel.from_pretrained(base, {folder!r})  # base: the model that it adapts",
+        "import peft\n{base}\nmodel = peft.PeftModel.from_pretrained(base, {folder!r})",
     )
 }
 FOLDERS = {
@@ -236,11 +236,28 @@ def _use(format: str, path: Path, about: dict[str, Any]) -> str:
             "path": str(path),
             "folder": str(path.parent),
             "cls": AUTO.get(about.get("head", "")),
+            "base": _base(about),
         }
         return (WEIGHTS | ADAPTERS | FOLDERS)[format][1].format(**given)
     return importlib.import_module(f"research.transfer.programs.{format}").USE.format(
         path=str(path)
     )
+
+
+def _base(about: dict[str, Any]) -> str:
+    """The line that loads the model which adapters are for."""
+    source = about["config"]["pretrained"]["source"]
+    cls = AUTO.get(about.get("head", ""))
+    if cls is None or not source.startswith(("hf:", "package:")):
+        return "# base: the model that these adapt, built and loaded"
+    from research.transfer.hf.folder import folder_of
+
+    try:
+        place = str(folder_of(source)) if source.startswith("package:") else source[3:]
+    except UserError:  # it may be gone by now
+        place = source
+    labels = f", num_labels={len(about['classes'])}" if "classes" in about else ""
+    return f"import transformers\nbase = transformers.{cls}.from_pretrained({place!r}{labels})"
 
 
 def _directory(text: str) -> Path:
