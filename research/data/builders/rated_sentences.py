@@ -21,6 +21,7 @@ is a group of its own there.
 """
 
 import io
+import math
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from research.data.source import stamp
 from research.data.text.source import TextExample, TextOpened, TextSource
 from research.errors import UserError, nearest
 
-VERSION = "1"
+VERSION = "2"
 PARTS = {
     "reviews": "movieReviewSnippets",
     "products": "amazonReviewSnippets",
@@ -46,7 +47,12 @@ _FETCH = (
 
 
 def locate_text(
-    data, *, part: str = "reviews", drop_zero: bool = True, extra: tuple[str, ...] = ()
+    data,
+    *,
+    part: str = "reviews",
+    drop_zero: bool = True,
+    extra: tuple[str, ...] = (),
+    certainty: float = 0.0,
 ) -> TextSource:
     """Returns the source.
 
@@ -54,6 +60,8 @@ def locate_text(
       part: reviews, products, tweets, editorials or all.
       drop_zero: whether sentences rated 0 are left out; else they are negative. Without classes all are read.
       extra: further parts, of which every sentence is trained on and none is held out.
+      certainty: s > 0 trains on how strongly a sentence was rated, not only on the side: the label of one whose mean
+        rating is r counts sigmoid(s |r|), the other class the rest. 0 trains on the sign alone.
 
     Raises:
       UserError: the files are not there, or an option names no part.
@@ -64,6 +72,8 @@ def locate_text(
                 raise UserError(
                     f"config.data.{key}: '{name}' is not one of {', '.join(known)}{nearest(str(name), known)}"
                 )
+    if certainty < 0:
+        raise UserError(f"config.data.certainty={certainty}: 0 or more is meant; 0 turns it off")
     main = tuple(PARTS) if part == "all" else (part,)
     if twice := [name for name in extra if name in main]:
         raise UserError(
@@ -76,7 +86,7 @@ def locate_text(
         VERSION,
         str(place),
         stamp(files, place.parent),
-        lambda labelled: _open(place, main, extra, drop_zero and labelled),
+        lambda labelled: _open(place, main, extra, drop_zero and labelled, certainty),
     )
 
 
@@ -100,7 +110,11 @@ def _find(data) -> Path:
 
 
 def _open(
-    place: Path, main: tuple[str, ...], extra: tuple[str, ...], drop_zero: bool
+    place: Path,
+    main: tuple[str, ...],
+    extra: tuple[str, ...],
+    drop_zero: bool,
+    steepness: float,
 ) -> TextOpened:
     files = _contents(place, (*main, *extra))
 
@@ -114,7 +128,10 @@ def _open(
                     continue
                 group = f"{part} {key.split('_')[0]}" if part in _GROUPED else ""
                 label = "positive" if rating > 0 else "negative"
-                yield TextExample(f"{part}/{key}", text, label, "train", group, part in extra)
+                certain = 1 / (1 + math.exp(-steepness * abs(rating))) if steepness else 1.0
+                yield TextExample(
+                    f"{part}/{key}", text, label, "train", group, part in extra, certain
+                )
 
     lines = sum(files[part].count(b"\n") + 1 for part in files)
     return TextOpened(("negative", "positive"), lines, read)

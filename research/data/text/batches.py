@@ -50,6 +50,9 @@ def classification(
     T is the smallest of data.text.buckets and data.text.max_length that the longest text of the whole batch fits. A
     text longer than data.text.max_length is cut there, before the special tokens that close it.
 
+    Where labels of two classes are not certain, a training batch has what a loss of mixed labels reads: mix float32
+    [B], the share of the label, and label_b int32 [B], the other class.
+
     With buckets the examples of a training batch are of like length: see `bucketed`. An evaluation keeps the split's
     order.
 
@@ -65,6 +68,8 @@ def classification(
             "that; leave it out, or raise data.text.max_length"
         )
     _raise(errors + loader_error(data))
+    certainty = np.asarray(store.certainty, np.float32)
+    mixed = bool((certainty < 1).any())
     encoded = encode(store, tokenizer, "classification")
     end, pad = closing(tokenizer), tokenizer.pad or 0
     full = np.diff(encoded.texts.offsets)
@@ -94,7 +99,10 @@ def classification(
         else:
             whole = train[order(seed, n, batch_size, len(train))[0]]
         ids = whole[rows]
-        return masked(values(ids, whole, inputs), ids, len(ids))
+        made = values(ids, whole, inputs)
+        if mixed:
+            made |= {"mix": certainty[ids], "label_b": 1 - made["label"]}
+        return masked(made, ids, len(ids))
 
     def eval_batch(split: str, n: int, rows: slice, inputs: bool = True) -> Batch:
         ids, whole = (

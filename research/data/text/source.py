@@ -19,6 +19,7 @@ class TextExample(NamedTuple):
     split: str = "train"  # train, validation, test or test_NAME
     group: str = ""  # texts of one group never lie in different splits; '' is none
     pinned: bool = False  # of train, and never cut from it
+    certainty: float = 1.0  # of two classes: the odds that its class is right, from a half on
 
 
 class TextProblem(NamedTuple):

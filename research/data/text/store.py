@@ -27,7 +27,7 @@ from research.data.text.texts import Texts, chat_to_text, learnt, spoken
 from research.data.words import CHATS, TEXTS
 from research.errors import UserError, UserErrors, nearest
 
-_FORMAT = "2"  # of the folders' content
+_FORMAT = "3"  # of the folders' content
 _LISTED = 10  # mistakes that an error lists
 _QUANTILES = {"min": 0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1}
 
@@ -38,6 +38,7 @@ class TextStore(NamedTuple):
     texts: Texts  # N of them, memory-mapped; what was dropped is there too, but in no split
     chat: bool  # each text is the JSON of a list of {"role", "content"}, the assistant's the last
     labels: np.ndarray  # int32 [N]; 0 where there are no classes
+    certainty: np.ndarray  # float32 [N]: the odds that a label is right
     keys: np.ndarray  # str [N] relative path, or 'train/0000017'
     class_names: tuple[str, ...]  # () where there are no classes
     splits: dict[
@@ -83,8 +84,8 @@ def prepare(data, *, labelled: bool) -> TextStore:
         with np.load(cut / "splits.npz") as saved:
             splits = dict(saved)
     names, prints = tuple(meta["class_names"]), report["fingerprints"]
-    chat, keys = meta["chat"], pool.keys
-    return TextStore(kept, chat, pool.labels, keys, names, splits, prints, report, cut)
+    chat, keys, certainty = meta["chat"], pool.keys, arrays["certainty"]
+    return TextStore(kept, chat, pool.labels, certainty, keys, names, splits, prints, report, cut)
 
 
 def _pool(
@@ -174,6 +175,7 @@ def _write_source(folder: Path, source: TextSource, form: str, labelled: bool) -
         "keys": np.array([e.key for e in examples]),
         "groups": np.array([e.group for e in examples]),
         "pinned": np.array([e.pinned for e in examples], bool),
+        "certainty": np.array([e.certainty for e in examples], np.float32),
         "part": np.array([parts.index(e.split) for e in examples], np.int16),
         "characters": np.array(reading.characters, np.int64),
     }
