@@ -65,6 +65,7 @@ class Store(NamedTuple):
     texts: Texts
     chat: bool
     labels: np.ndarray
+    certainty: np.ndarray
     splits: dict
     folder: object
 
@@ -76,7 +77,8 @@ def make_store(tmp_path):
         where = np.random.default_rng(1).permutation(len(texts))
         splits = {"test": np.sort(where[:tests]), "train": np.sort(where[tests : len(texts) - 1])}
         labels = np.random.default_rng(2).integers(0, 3, len(texts)).astype(np.int32)
-        return Store(Texts(texts), chat, labels, splits, tmp_path)  # one is in no split
+        certain = np.ones(len(texts), np.float32)
+        return Store(Texts(texts), chat, labels, certain, splits, tmp_path)  # one is in no split
 
     return make
 
@@ -536,3 +538,15 @@ def test_what_does_not_fit_is_said_in_a_line(make_store):
     with pytest.raises(UserError, match="data.text.buckets is for texts to classify"):
         sizes = dict(seed=0, batch_size=2, eval_batch_size=2, objective="causal")
         batches.language_model(store, Bytes(), config(16, (8,)), **sizes)
+
+
+def test_labels_that_are_not_certain_are_shared_out(make_store):
+    store = make_store(random_texts(50, 30))
+    odds = np.linspace(0.5, 1, len(store.texts)).astype(np.float32)
+    store = store._replace(labels=store.labels % 2, certainty=odds)
+    train_batch, eval_batch, _ = classify(store, config(20, (8,)))
+    batch = train_batch(3, slice(1, None))
+    np.testing.assert_array_equal(batch["mix"], odds[batch["id"]])
+    np.testing.assert_array_equal(batch["label"], store.labels[batch["id"]])
+    np.testing.assert_array_equal(batch["label_b"], 1 - batch["label"])
+    assert "mix" not in eval_batch("test", 0, slice(None))

@@ -415,6 +415,23 @@ def test_further_parts_are_trained_on_only(data_config, archive):
     assert len(more.splits["train"]) == len(plain.splits["train"]) + 32
 
 
+def test_how_strongly_a_sentence_was_rated_is_how_certain_its_label_is(data_config, archive):
+    plain, graded = (
+        prepare(data_config("rated_sentences", path=str(archive), certainty=s), labelled=True)
+        for s in (0.0, 2.0)
+    )
+    assert (plain.certainty == 1).all()
+    rated = [
+        (-1.5, 2.25, -0.3333333, 0.0, 3)[int(key.split("/")[1]) % 5 - 1] for key in graded.keys
+    ]
+    expected = 1 / (1 + np.exp(-2 * np.abs(rated)))
+    np.testing.assert_allclose(graded.certainty, expected, rtol=1e-6)  # float32
+    np.testing.assert_array_equal(graded.labels, np.array(rated) > 0)
+    assert "config.data.certainty" in "".join(
+        refuse(data_config("rated_sentences", path=str(archive), certainty=-1.0))
+    )
+
+
 def test_rated_sentences_that_are_not_there(data_config, archive, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "x.tar.gz").write_bytes(b"no archive")
