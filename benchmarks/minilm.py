@@ -1,7 +1,7 @@
 """Fine-tuning MiniLM on film-review sentences: ours and transformers with PEFT, on the same splits and budget, in turn.
 
     python benchmarks/minilm.py --torch-python=.venv-parity/bin/python [--ways=full,lora,probe] [--seeds=0,1,2]
-        [--ours=gradual,scratch] [--data=data/vaderSentiment-3.3.2.tar.gz] [--runs=runs/benchmarks/minilm]
+        [--ours=best,gradual,scratch] [--data=data/vaderSentiment-3.3.2.tar.gz] [--runs=runs/benchmarks/minilm]
         [--json=FILE]
 
 Ways are trained on both sides for one epoch of batches of 32 texts of up to 64 tokens, on all of the training split
@@ -33,7 +33,7 @@ def main() -> None:
     )
     options.add_argument("--torch-python", default="", help="a Python with transformers and peft")
     options.add_argument("--ways", default="full,lora,probe")
-    options.add_argument("--ours", default="gradual,scratch")
+    options.add_argument("--ours", default="best,gradual,scratch")
     options.add_argument("--seeds", default="0,1,2")
     options.add_argument("--data", default="data/vaderSentiment-3.3.2.tar.gz")
     options.add_argument("--runs", default="runs/benchmarks/minilm")
