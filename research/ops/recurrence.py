@@ -11,8 +11,9 @@ the step's share of the input, W x_t + b, gate by gate as PyTorch orders them:
 
 What depends on the input alone is one large product before the loop, for all time steps; the caller makes it. So is the
 gradient by U, after the backward loop: only the product with the transpose of U stays inside. All that the backward
-loop does is linear in the gradient by the state, and its factors are computed before it, for all steps at once. The
-loops read and write [B, T, ...] in place. benchmarks/ops.py prints the comparison with the plain form.
+loop does is linear in the gradient by the state; its factors are made in the forward loop, while a step's gates are in
+the cache, and stand where its input stood. The loops read and write [T, B, ...] in place. benchmarks/ops.py prints the
+comparison with the plain form.
 """
 
 from functools import partial
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from research.ops.dense import dense
 from research.ops.segments import Masks
 
 GATES = {"elman": 1, "gru": 3, "lstm": 4}
@@ -64,7 +66,9 @@ def recurrence(
     _check(cell, x, kernel, bias)
     if state is None:
         state = zeros(cell, x.shape[0], kernel.shape[0], x.dtype)
-    return _recurrence(cell, reverse, x, kernel, bias, state, masks, drop)
+    x, masks = jax.tree.map(lambda a: a.swapaxes(0, 1), (x, masks))
+    h, state = _recurrence(cell, reverse, x, kernel, bias, state, masks, drop)
+    return h.swapaxes(0, 1), state
 
 
 def recurrence_plain(
@@ -111,6 +115,15 @@ def recurrence_plain(
     return h.swapaxes(0, 1), last
 
 
+def input_share(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """What enters a recurrence, x [B, T, E] times kernel [E, G*D] plus bias [G*D], ready as its loop wants it.
+
+    The loop goes over [T, B, ...], so that what a step reads and writes lies in one piece. x, the narrow side, is
+    transposed for it; that the result is transposed back, and again by the recurrence, is nothing to a compiler.
+    """
+    return (dense(x.swapaxes(0, 1), kernel) + bias).swapaxes(0, 1)
+
+
 def zeros(cell: str, batch_size: int, width: int, dtype=jnp.float32) -> State:
     """Returns the state before anything was read, [B, D] each, float32 or as wide as `dtype`."""
     shape = batch_size, width
@@ -142,8 +155,8 @@ def _forward(cell, reverse, x, kernel, bias, state, masks, drop):
 
 
 def _over_time(cell, reverse, keep_factors, x, kernel, bias, state, masks, drop):
-    """-> (h [B, T, D], state), and the way back's factors: those of every gate, in place of x, and two [B, T, D] more."""
-    (b, t, _), d, wide = x.shape, kernel.shape[0], state[0].dtype
+    """-> (h [T, B, D], state), and the way back's factors: every gate's, in place of x, and two [T, B, D] more."""
+    (t, b, _), d, wide = x.shape, kernel.shape[0], state[0].dtype
     scale, shift = _sigmoids(cell, d)
 
     def step(n, carry):
@@ -157,7 +170,7 @@ def _over_time(cell, reverse, keep_factors, x, kernel, bias, state, masks, drop)
         new: State
         if cell == "elman":
             new = (jnp.tanh(a + p),)
-            factors = _elman_factors(new[0])
+            factors = [1 - jnp.square(new[0])], None, None
         elif cell == "gru":
             inner = p[:, 2 * d :] if bias is None else p[:, 2 * d :] + bias.astype(wide)
             rz = jnp.tanh((a[:, : 2 * d] + p[:, : 2 * d]) * 0.5) * 0.5 + 0.5
@@ -183,8 +196,8 @@ def _over_time(cell, reverse, keep_factors, x, kernel, bias, state, masks, drop)
                 more, through = _put(more, factors[1], i), _put(through, factors[2], i)
         return new, x, _put(hs, new[0], i), more, through
 
-    hs = jnp.zeros((b, t, d), x.dtype)
-    beside = jnp.zeros((b, t, d), wide) if keep_factors and cell != "elman" else None
+    hs = jnp.zeros((t, b, d), x.dtype)
+    beside = jnp.zeros((t, b, d), wide) if keep_factors and cell != "elman" else None
     last, factors, hs, more, through = lax.fori_loop(0, t, step, (state, x, hs, beside, beside))
     return (hs, last), (factors, more, through)
 
@@ -192,8 +205,8 @@ def _over_time(cell, reverse, keep_factors, x, kernel, bias, state, masks, drop)
 def _backward(cell, reverse, saved, given):
     kernel, bias, first, masks, drop, hs, (factors, more, through) = saved
     g, last = given
-    (b, t, d), wide, dtype = hs.shape, first[0].dtype, hs.dtype
-    before = _shifted(hs, first[0], masks, reverse)  # [B, T, D] h_(t-1)
+    (t, b, d), wide, dtype = hs.shape, first[0].dtype, hs.dtype
+    before = _shifted(hs, first[0], masks, reverse)  # [T, B, D] h_(t-1)
     transposed = kernel.T
 
     def step(n, carry):
@@ -220,7 +233,7 @@ def _backward(cell, reverse, saved, given):
         new = (back, dc * _at(through, i)) if cell == "lstm" else (back,)
         return new, _put(factors, product, i), dhs
 
-    dhs = jnp.zeros((b, t, d), wide) if cell == "gru" else None
+    dhs = jnp.zeros((t, b, d), wide) if cell == "gru" else None
     dfirst, products, dhs = lax.fori_loop(0, t, step, (last, factors, dhs))
     dx, dbias = products, None
     if cell == "gru":
@@ -229,17 +242,13 @@ def _backward(cell, reverse, saved, given):
         if bias is not None:
             dbias = products[..., 2 * d :].sum((0, 1)).astype(bias.dtype)
     if drop is not None:
-        before = before * drop[:, None].astype(before.dtype)
-    rows, products = before.reshape(b * t, d), products.astype(dtype).reshape(b * t, -1)
+        before = before * drop.astype(before.dtype)
+    rows, products = before.reshape(t * b, d), products.astype(dtype).reshape(t * b, -1)
     dkernel = jnp.dot(rows.T, products, preferred_element_type=wide).astype(kernel.dtype)
     return dx.astype(dtype), dkernel, dbias, dfirst, None, None
 
 
 _recurrence.defvjp(_forward, _backward)
-
-
-def _elman_factors(h):
-    return [1 - h * h], None, None
 
 
 def _lstm_factors(a, tanh, c_before):
@@ -269,10 +278,9 @@ def _masked(factors, keep, fresh):
 
 
 def _shifted(after: jax.Array, first: jax.Array, masks: Masks | None, reverse: bool) -> jax.Array:
-    """States [B, T, D] before each step, from those after it and the one [B, D] before all."""
-    first = first.astype(after.dtype)[:, None]
-    parts = [after[:, 1:], first] if reverse else [first, after[:, :-1]]
-    before = jnp.concatenate(parts, 1)
+    """States [T, B, D] before each step, from those after it and the one [B, D] before all."""
+    first = first.astype(after.dtype)[None]
+    before = jnp.concatenate([after[1:], first] if reverse else [first, after[:-1]])
     return before if masks is None else jnp.where(masks.fresh[..., None], 0, before)
 
 
@@ -283,10 +291,10 @@ def _sigmoids(cell: str, d: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _at(a: jax.Array, i: jax.Array) -> jax.Array:
-    """[B, T, ...] -> [B, ...] at time i."""
-    return lax.dynamic_index_in_dim(a, i, 1, keepdims=False)
+    """[T, B, ...] -> [B, ...] at time i."""
+    return lax.dynamic_index_in_dim(a, i, 0, keepdims=False)
 
 
 def _put(a: jax.Array, value: jax.Array, i: jax.Array, column: int = 0) -> jax.Array:
-    """Writes [B, D] at time i, from a column on, of [B, T, ...]."""
-    return lax.dynamic_update_slice(a, value.astype(a.dtype)[:, None], (0, i, column))
+    """Writes [B, D] at time i, from a column on, of [T, B, ...]."""
+    return lax.dynamic_update_slice(a, value.astype(a.dtype)[None], (i, 0, column))
