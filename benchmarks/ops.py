@@ -161,8 +161,7 @@ def recurrences():
     """A cell over time, and the product of its input before it: B 64, T 64, width 128 in and 256 out."""
     import jax.numpy as jnp
 
-    from research.ops.dense import dense
-    from research.ops.recurrence import GATES, recurrence, recurrence_plain
+    from research.ops.recurrence import GATES, input_share, recurrence, recurrence_plain
     from research.ops.segments import masks_of
 
     masks, _ = masks_of(jnp.ones((64, 64), jnp.int32))
@@ -171,7 +170,7 @@ def recurrences():
         given = x, w / 128**0.5, u / 256**0.5
 
         def run(form, x, w, u, cell=cell):
-            return form(cell, dense(x, w), u, masks=masks)[0]
+            return form(cell, input_share(x, w, jnp.zeros(w.shape[1])), u, masks=masks)[0]
 
         plain, ours = (functools.partial(run, form) for form in (recurrence_plain, recurrence))
         yield f"{cell} 64x64, 128 -> 256: gradient", gradient(plain, *given), gradient(ours, *given)

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from research.models.layers import Dense, Dropout, Embed, glorot, named
-from research.ops.dense import dense
-from research.ops.recurrence import GATES, State, recurrence, zeros
+from research.ops.recurrence import GATES, State, input_share, recurrence, zeros
 from research.ops.segments import Masks, masks_of
 
 # Parameter paths from the tokens to the outputs; numbers count within a pattern.
@@ -243,7 +242,7 @@ class Gates(Dense):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", init, (self.features,), jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return dense(x, kernel) + bias.astype(self.dtype)
+        return input_share(x, kernel, bias.astype(self.dtype))
 
 
 class Recurrent(nn.Module):

@@ -11,8 +11,9 @@ the step's share of the input, W x_t + b, gate by gate as PyTorch orders them:
 
 What depends on the input alone is one large product before the loop, for all time steps; the caller makes it. So is the
 gradient by U, after the backward loop: only the product with the transpose of U stays inside. All that the backward
-loop does is linear in the gradient by the state, and its factors are computed before it, for all steps at once. The
-loops read and write [B, T, ...] in place. benchmarks/ops.py prints the comparison with the plain form.
+loop does is linear in the gradient by the state; its factors are made in the forward loop, while a step's gates are in
+the cache, and stand where its input stood. The loops read and write [T, B, ...] in place. benchmarks/ops.py prints the
+comparison with the plain form.
 """
 
 from functools import partial
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from research.ops.dense import dense
 from research.ops.segments import Masks
 
 GATES = {"elman": 1, "gru": 3, "lstm": 4}
@@ -64,7 +66,9 @@ def recurrence(
     _check(cell, x, kernel, bias)
     if state is None:
         state = zeros(cell, x.shape[0], kernel.shape[0], x.dtype)
-    return _recurrence(cell, reverse, x, kernel, bias, state, masks, drop)
+    x, masks = jax.tree.map(lambda a: a.swapaxes(0, 1), (x, masks))
+    h, state = _recurrence(cell, reverse, x, kernel, bias, state, masks, drop)
+    return h.swapaxes(0, 1), state
 
 
 def recurrence_plain(
@@ -111,6 +115,15 @@ def recurrence_plain(
     return h.swapaxes(0, 1), last
 
 
+def input_share(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """What enters a recurrence, x [B, T, E] times kernel [E, G*D] plus bias [G*D], ready as its loop wants it.
+
+    The loop goes over [T, B, ...], so that what a step reads and writes lies in one piece. x, the narrow side, is
+    transposed for it; that the result is transposed back, and again by the recurrence, is nothing to a compiler.
+    """
+    return (dense(x.swapaxes(0, 1), kernel) + bias).swapaxes(0, 1)
+
+
 def zeros(cell: str, batch_size: int, width: int, dtype=jnp.float32) -> State:
     """Returns the state before anything was read, [B, D] each, float32 or as wide as `dtype`."""
     shape = batch_size, width
@@ -133,69 +146,67 @@ def _check(cell: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _recurrence(cell, reverse, x, kernel, bias, state, masks, drop):
-    return _forward(cell, reverse, x, kernel, bias, state, masks, drop)[0]
+    return _over_time(cell, reverse, False, x, kernel, bias, state, masks, drop)[0]
 
 
 def _forward(cell, reverse, x, kernel, bias, state, masks, drop):
-    """-> (h [B, T, D], state), and what the way back needs: activations in place of x, and c or U h + b_n."""
-    (b, t, _), d, wide = x.shape, kernel.shape[0], state[0].dtype
+    out, factors = _over_time(cell, reverse, True, x, kernel, bias, state, masks, drop)
+    return out, (kernel, bias, state, masks, drop, out[0], factors)
+
+
+def _over_time(cell, reverse, keep_factors, x, kernel, bias, state, masks, drop):
+    """-> (h [T, B, D], state), and the way back's factors: every gate's, in place of x, and two [T, B, D] more."""
+    (t, b, _), d, wide = x.shape, kernel.shape[0], state[0].dtype
     scale, shift = _sigmoids(cell, d)
 
     def step(n, carry):
-        state, acts, hs, extra = carry
+        state, x, hs, more, through = carry
         i = t - 1 - n if reverse else n
         if masks is not None:
             state = tuple(jnp.where(_at(masks.fresh, i)[:, None], 0, s) for s in state)
         h = state[0] if drop is None else state[0] * drop
         p = jnp.dot(h.astype(x.dtype), kernel, preferred_element_type=wide)
-        a = _at(acts, i)
+        a = _at(x, i)
         new: State
-        kept: Any = None  # what `extra` holds of the step
         if cell == "elman":
-            a = jnp.tanh(a + p)
-            new = (a,)
+            new = (jnp.tanh(a + p),)
+            factors = [1 - jnp.square(new[0])], None, None
         elif cell == "gru":
-            kept = p[:, 2 * d :] if bias is None else p[:, 2 * d :] + bias.astype(wide)
+            inner = p[:, 2 * d :] if bias is None else p[:, 2 * d :] + bias.astype(wide)
             rz = jnp.tanh((a[:, : 2 * d] + p[:, : 2 * d]) * 0.5) * 0.5 + 0.5
             r, z = jnp.split(rz, 2, -1)
-            candidate = jnp.tanh(a[:, 2 * d :] + r * kept)
+            candidate = jnp.tanh(a[:, 2 * d :] + r * inner)
             new = ((1 - z) * candidate + z * state[0],)
-            a = jnp.concatenate([rz, candidate], -1)
+            factors = _gru_factors(r, z, candidate, inner, state[0])
         else:
             # Every gate by one tanh: sigmoid(x) = (tanh(x / 2) + 1) / 2.
             a = jnp.tanh((a + p) * scale.astype(wide)) * scale.astype(wide) + shift.astype(wide)
             c = a[:, d : 2 * d] * state[1] + a[:, :d] * a[:, 2 * d : 3 * d]
-            new, kept = (a[:, 3 * d :] * jnp.tanh(c), c), c
+            tanh = jnp.tanh(c)
+            new = (a[:, 3 * d :] * tanh, c)
+            factors = _lstm_factors(a, tanh, state[1])
         if masks is not None:
             keep = _at(masks.keep, i)[:, None]
             new = tuple(jnp.where(keep, a, b) for a, b in zip(new, state, strict=True))
-            kept = new[1] if cell == "lstm" else kept
-        if cell != "elman":
-            acts, extra = _put(acts, a, i), _put(extra, kept, i)
-        return new, acts, _put(hs, new[0], i), extra
+            factors = _masked(factors, keep, _at(masks.fresh, i)[:, None])
+        if keep_factors:
+            for k, factor in enumerate(factors[0]):
+                x = _put(x, factor, i, k * d)
+            if cell != "elman":
+                more, through = _put(more, factors[1], i), _put(through, factors[2], i)
+        return new, x, _put(hs, new[0], i), more, through
 
-    hs = jnp.zeros((b, t, d), x.dtype)
-    extra = jnp.zeros((b, t, d), wide) if cell != "elman" else None
-    carry = (state, x, hs, extra)
-    last, acts, hs, extra = lax.fori_loop(0, t, step, carry)
-    acts = acts if cell != "elman" else None
-    return (hs, last), (kernel, bias, state, masks, drop, acts, hs, extra)
+    hs = jnp.zeros((t, b, d), x.dtype)
+    beside = jnp.zeros((t, b, d), wide) if keep_factors and cell != "elman" else None
+    last, factors, hs, more, through = lax.fori_loop(0, t, step, (state, x, hs, beside, beside))
+    return (hs, last), (factors, more, through)
 
 
 def _backward(cell, reverse, saved, given):
-    kernel, bias, first, masks, drop, acts, hs, extra = saved
+    kernel, bias, first, masks, drop, hs, (factors, more, through) = saved
     g, last = given
-    (b, t, d), wide, dtype = hs.shape, first[0].dtype, hs.dtype
-    before = _shifted(hs, first[0], masks, reverse)  # [B, T, D] h_(t-1)
-    through: Any = None
-    more: Any = None
-    if cell == "elman":
-        factors = _masked(1 - jnp.square(hs.astype(wide)), masks)
-    elif cell == "gru":
-        factors, through, more = _gru_factors(acts, extra, before, masks)
-    else:
-        c_before = _shifted(extra, first[1], masks, reverse)
-        factors, through, more = _lstm_factors(acts, extra, c_before, masks)
+    (t, b, d), wide, dtype = hs.shape, first[0].dtype, hs.dtype
+    before = _shifted(hs, first[0], masks, reverse)  # [T, B, D] h_(t-1)
     transposed = kernel.T
 
     def step(n, carry):
@@ -222,7 +233,7 @@ def _backward(cell, reverse, saved, given):
         new = (back, dc * _at(through, i)) if cell == "lstm" else (back,)
         return new, _put(factors, product, i), dhs
 
-    dhs = jnp.zeros((b, t, d), wide) if cell == "gru" else None
+    dhs = jnp.zeros((t, b, d), wide) if cell == "gru" else None
     dfirst, products, dhs = lax.fori_loop(0, t, step, (last, factors, dhs))
     dx, dbias = products, None
     if cell == "gru":
@@ -231,8 +242,8 @@ def _backward(cell, reverse, saved, given):
         if bias is not None:
             dbias = products[..., 2 * d :].sum((0, 1)).astype(bias.dtype)
     if drop is not None:
-        before = before * drop[:, None].astype(before.dtype)
-    rows, products = before.reshape(b * t, d), products.astype(dtype).reshape(b * t, -1)
+        before = before * drop.astype(before.dtype)
+    rows, products = before.reshape(t * b, d), products.astype(dtype).reshape(t * b, -1)
     dkernel = jnp.dot(rows.T, products, preferred_element_type=wide).astype(kernel.dtype)
     return dx.astype(dtype), dkernel, dbias, dfirst, None, None
 
@@ -240,45 +251,36 @@ def _backward(cell, reverse, saved, given):
 _recurrence.defvjp(_forward, _backward)
 
 
-def _lstm_factors(acts, c, c_before, masks):
+def _lstm_factors(a, tanh, c_before):
     """dx = factors * (dc, dc, dc, dh), where dc has got dh * more; c's gradient goes on times `through`."""
-    i, f, g, o = jnp.split(acts.astype(c.dtype), 4, -1)
-    tanh = jnp.tanh(c)
+    i, f, g, o = jnp.split(a, 4, -1)
     factors = [g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh * o * (1 - o)]
-    more = _masked(o * (1 - tanh * tanh), masks)
-    return _masked(jnp.concatenate(factors, -1), masks), _passed(f, masks), more
+    return factors, o * (1 - tanh * tanh), f
 
 
-def _gru_factors(acts, inner, before, masks):
+def _gru_factors(r, z, n, inner, before):
     """By what the product gives: factors * (dh, dh, dh), and by the input's share of n: dh * more.
 
     h's gradient goes on times `through`, beside what comes by way of the product.
     """
-    r, z, n = jnp.split(acts.astype(inner.dtype), 3, -1)
     more = (1 - z) * (1 - n * n)
-    factors = [more * inner * r * (1 - r), (before - n) * z * (1 - z), more * r]
-    whole = _masked(jnp.concatenate(factors, -1), masks)
-    return whole, _passed(z, masks), _masked(more, masks)
+    return [more * inner * r * (1 - r), (before - n) * z * (1 - z), more * r], more, z
 
 
-def _masked(a: jax.Array, masks: Masks | None) -> jax.Array:
-    """[B, T, ...], zero at padding."""
-    return a if masks is None else jnp.where(masks.keep[..., None], a, 0)
-
-
-def _passed(gate: jax.Array, masks: Masks | None) -> jax.Array:
-    """What part of a state a step passes on: its gate's; all of it at padding; nothing into a new document."""
-    if masks is None:
-        return gate
-    gate = jnp.where(masks.keep[..., None], gate, 1)
-    return jnp.where(masks.fresh[..., None], 0, gate)
+def _masked(factors, keep, fresh):
+    """Padding hands all of a state's gradient on and takes nothing for itself; a new document hands nothing back."""
+    gates, more, through = factors
+    gates = [jnp.where(keep, factor, 0) for factor in gates]
+    if more is None:
+        return gates, None, None
+    through = jnp.where(fresh, 0, jnp.where(keep, through, 1))
+    return gates, jnp.where(keep, more, 0), through
 
 
 def _shifted(after: jax.Array, first: jax.Array, masks: Masks | None, reverse: bool) -> jax.Array:
-    """States [B, T, D] before each step, from those after it and the one [B, D] before all."""
-    first = first.astype(after.dtype)[:, None]
-    parts = [after[:, 1:], first] if reverse else [first, after[:, :-1]]
-    before = jnp.concatenate(parts, 1)
+    """States [T, B, D] before each step, from those after it and the one [B, D] before all."""
+    first = first.astype(after.dtype)[None]
+    before = jnp.concatenate([after[1:], first] if reverse else [first, after[:-1]])
     return before if masks is None else jnp.where(masks.fresh[..., None], 0, before)
 
 
@@ -289,9 +291,10 @@ def _sigmoids(cell: str, d: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _at(a: jax.Array, i: jax.Array) -> jax.Array:
-    """[B, T, ...] -> [B, ...] at time i."""
-    return lax.dynamic_index_in_dim(a, i, 1, keepdims=False)
+    """[T, B, ...] -> [B, ...] at time i."""
+    return lax.dynamic_index_in_dim(a, i, 0, keepdims=False)
 
 
-def _put(a: jax.Array, value: jax.Array, i: jax.Array) -> jax.Array:
-    return lax.dynamic_update_index_in_dim(a, value.astype(a.dtype), i, 1)
+def _put(a: jax.Array, value: jax.Array, i: jax.Array, column: int = 0) -> jax.Array:
+    """Writes [B, D] at time i, from a column on, of [T, B, ...]."""
+    return lax.dynamic_update_slice(a, value.astype(a.dtype)[None], (i, 0, column))
