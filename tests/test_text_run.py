@@ -118,11 +118,11 @@ def test_a_step_is_compiled_for_each_length_of_a_batch(launch, flags, tmp_path, 
     def counted(chosen):
         layout = plain(chosen)
 
-        def compile_train(step, state, batch):
+        def lower_train(step, state, batch):
             lengths.append(batch["tokens"].shape[1])
-            return layout.compile_train(step, state, batch)
+            return layout.lower_train(step, state, batch)
 
-        return layout._replace(compile_train=compile_train)
+        return layout._replace(lower_train=lower_train)
 
     monkeypatch.setattr(parallel, "_mesh", counted)
     assert launch(*flags["classify"], f"--workdir={tmp_path}") == 0

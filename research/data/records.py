@@ -20,6 +20,8 @@ from research.data.pictures import fit
 from research.data.source import Example, Opened, Problem, Progress, in_order
 from research.errors import UserErrors
 
+_AT_ONCE = 2**24  # bytes of pictures read by one request
+
 
 def write_records(folder: Path, opened: Opened, what: str) -> list[Problem]:
     """Reads a source and writes what can be read as ArrayRecord files under `folder`/records.
@@ -52,12 +54,15 @@ def write_arrays(folder: Path, opened: Opened, problems: list[Problem]) -> None:
     )
     labels, keys, groups = np.empty(total, np.int32), [], []
     progress = Progress("mapping", total)
-    for i in range(total):
-        record = source[i]
-        images[i], labels[i] = record["image"], record["label"]
-        keys.append(record["key"].decode())
-        groups.append(record["group"].decode())
-        progress.step()
+    # Many in one request: each costs as much as reading a hundred small pictures.
+    block = int(np.clip(_AT_ONCE // np.prod(opened.shape), 1, 1024))
+    for start in range(0, total, block):
+        numbers = range(start, min(start + block, total))
+        for i, record in zip(numbers, source.__getitems__(list(numbers)), strict=True):
+            images[i], labels[i] = record["image"], record["label"]
+            keys.append(record["key"].decode())
+            groups.append(record["group"].decode())
+        progress.step(len(numbers))
     progress.close()
     images.flush()
     np.save(folder / "labels.npy", labels)

@@ -189,6 +189,10 @@ class Checkpoints:
                 raise ValueError(f"the digest of {path} is wrong")
         return found
 
+    def newest(self) -> int | None:
+        """Returns the step of the newest checkpoint, whole or not; None if there is none."""
+        return max(self._manager.all_steps(), default=None)
+
     def newest_meta(self) -> dict[str, Any]:
         """Returns the meta of the newest checkpoint that can be read, {} if there is none."""
         for step in sorted(self._manager.all_steps(), reverse=True):

@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
             "count": jax.device_count(),
             "processes": jax.process_count(),
         },
-        "cpu_cores": _cpu_cores(),
+        "cpu_cores": cpu_cores(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
     git = _git(Path(__file__).resolve().parents[2])
@@ -87,7 +87,7 @@ def _word(value: Any) -> str:
     return "none" if value in (None, "") else str(value)
 
 
-def _cpu_cores() -> int:
+def cpu_cores() -> int:
     """Cores that this process may use: XLA splits work by it, which changes rounding."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

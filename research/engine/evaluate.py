@@ -26,6 +26,12 @@ def predict_split(
     )
 
 
+def first_batch(config: Any, task: Task, parallel: Parallel, split: str) -> Batch:
+    """Returns the first of the batches, on devices, that `predict_split` hands to `predict`."""
+    rows = parallel.rows(_batch_size(task.data.sizes[split], config.eval.batch_size, parallel))
+    return parallel.put_batch(task.data.eval_batch(split, 0, rows))
+
+
 def predictions(
     predict: Callable[[Params, Params, Batch], dict[str, Any]],
     params: Params,
@@ -37,8 +43,7 @@ def predictions(
     parallel: Parallel,
 ) -> dict[str, np.ndarray]:
     """Returns {name: [size, ...]} of what `predict`, mapped by `parallel`, says of `size` examples."""
-    # A split smaller than a batch is padded no further than the devices need.
-    batch_size = min(batch_size, -(-size // parallel.device_count) * parallel.device_count)
+    batch_size = _batch_size(size, batch_size, parallel)
     rows = parallel.rows(batch_size)
     parts = []
     with prefetch(
@@ -48,3 +53,8 @@ def predictions(
             parts.append(predict(params, model_state, placed))
     outputs = [parallel.take(part) for part in parts]
     return {name: np.concatenate([part[name] for part in outputs])[:size] for name in outputs[0]}
+
+
+def _batch_size(size: int, batch_size: int, parallel: Parallel) -> int:
+    """A split smaller than a batch is padded no further than the devices need."""
+    return min(batch_size, -(-size // parallel.device_count) * parallel.device_count)

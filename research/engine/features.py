@@ -37,12 +37,10 @@ def cached(
       state: the parameters as they are now, NumPy leaves. The files are keyed by everything the features depend on.
     """
     task = program.task
+    if not may_be_cached(config, program, state):
+        return task
     limit = config.train.feature_cache * 1e9
     trained, frozen = split(state.params, program.trainable)
-    if not limit or not jax.tree.leaves(frozen) or not task.data.repeats or task.constants_in:
-        return task  # a teacher, which is such a constant, has to see the inputs
-    if config.train.frozen_batch_norm == "batch" and state.model_state.get("batch_stats"):
-        return task
     batch = task.data.eval_batch("train", 0, slice(0, 2))
     name = cut_point(
         task,
@@ -112,6 +110,17 @@ def cached(
         return with_features(task.data.eval_batch(split, n, rows, inputs=False), split)
 
     return task._replace(data=task.data._replace(train_batch=train_batch, eval_batch=eval_batch))
+
+
+def may_be_cached(config: Any, program: Program, state: TrainState) -> bool:
+    """False if `cached` would return the task as it is, whatever the values of this state, or of its shapes."""
+    task = program.task
+    _, frozen = split(state.params, program.trainable)
+    if not config.train.feature_cache or not jax.tree.leaves(frozen) or not task.data.repeats:
+        return False
+    if task.constants_in:  # a teacher, which is such a constant, has to see the inputs
+        return False
+    return config.train.frozen_batch_norm != "batch" or not state.model_state.get("batch_stats")
 
 
 def _placed(parallel: Parallel, state: TrainState) -> tuple[Any, Any]:

@@ -54,16 +54,23 @@ def restore_final(
 
 
 def final_figures(
-    config: Any, task: Task, parallel: Parallel, state: TrainState
+    config: Any,
+    task: Task,
+    parallel: Parallel,
+    state: TrainState,
+    predict: Callable | None = None,
 ) -> tuple[dict[str, float], list[Section]]:
     """Measures a trained state, which is on devices, on the tests and the validation split.
+
+    Args:
+      predict: `task.predict` as it is compiled already, if it is.
 
     Returns:
       Figures as 'test/accuracy', and what the task has to say of its predictions on every test, or else on validation.
     """
     figures: dict[str, float] = {}
     sections: list[Section] = []
-    predict = parallel.map(task.predict)
+    predict = predict or parallel.map(task.predict)
     tests = [split for split in in_order(task.data.sizes) if is_test(split)]
     for split in [*tests, "validation"] if "validation" in task.data.sizes else tests:
         outputs = predict_split(config, task, parallel, predict, state, split)
@@ -85,7 +92,7 @@ def finish(
         restored = restore_final(config, workdir, task, parallel, report=writer.say)
         state, step = parallel.put_state(restored.state), restored.step
         writer.say(f"the final figures are of step {step:,}, the best by {config.checkpoint.best}")
-    figures, sections = final_figures(config, task, parallel, state)
+    figures, sections = final_figures(config, task, parallel, state, trained.predict)
     for split in filter(is_test, in_order(task.data.sizes)):
         head = f"{split}/"
         tested = {k.removeprefix(head): v for k, v in figures.items() if k.startswith(head)}

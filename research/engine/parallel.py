@@ -30,14 +30,20 @@ class Parallel(NamedTuple):
     ]  # batch size -> the rows of the global batch that this process feeds
     put_batch: Callable[[Any], Any]  # those rows on the host -> the global batch on devices
     put_state: Callable[[Any], Any]  # a tree on the host -> the same on every device
+    like: Callable[
+        [Any], Any
+    ]  # a tree on the host, or its shapes -> the shapes of what `put_state` makes of it
     take_state: Callable[[Any], Any]  # the inverse
     take: Callable[[Any], Any]  # outputs [B, ...] or metrics [] -> NumPy
-    compile_train: Callable[
-        [Callable, Any, Any], Callable
-    ]  # step, state, batch -> compiled step, which eats its state
+    # step, state, batch -> what .compile() turns into the compiled step, which eats its state
+    lower_train: Callable[[Callable, Any, Any], Any]
     map: Callable[
         [Callable], Callable
     ]  # (state-like, batch) -> [B, ...] outputs, compiled for devices
+
+    def compile_train(self, step: Callable, state: Any, batch: Any) -> Any:
+        """Returns the compiled step."""
+        return self.lower_train(step, state, batch).compile()
 
 
 def configure(*, cpu_devices: int = 0) -> None:
@@ -105,12 +111,11 @@ def _mesh(chosen: list) -> Parallel:
 
         return multihost_utils.process_allgather(tree, tiled=True)
 
-    def compile_train(step, state, batch):
-        return (
-            jax.jit(step, donate_argnums=0, out_shardings=(whole, whole))
-            .lower(state, batch)
-            .compile()
-        )
+    def like(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
+
+    def lower_train(step, state, batch):
+        return jax.jit(step, donate_argnums=0, out_shardings=(whole, whole)).lower(state, batch)
 
     return Parallel(
         kind="mesh",
@@ -119,9 +124,10 @@ def _mesh(chosen: list) -> Parallel:
         rows=_rows(chosen),
         put_batch=put_batch,
         put_state=put_state,
+        like=like,
         take_state=jax.device_get,
         take=take,
-        compile_train=compile_train,
+        lower_train=lower_train,
         map=lambda function: jax.jit(function, out_shardings=cut),
     )
 
@@ -141,9 +147,12 @@ def _pmap(chosen: list) -> Parallel:
         host = jax.device_get(tree)  # metrics [D], the same on each device; outputs [D, B/D, ...]
         return jax.tree.map(lambda x: x[0] if x.ndim == 1 else x.reshape(-1, *x.shape[2:]), host)
 
-    def compile_train(step, state, batch):
+    def like(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(local), *x.shape), x.dtype), tree)
+
+    def lower_train(step, state, batch):
         mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=0, devices=chosen)
-        return mapped.lower(state, batch).compile()
+        return mapped.lower(state, batch)
 
     return Parallel(
         kind="pmap",
@@ -152,8 +161,9 @@ def _pmap(chosen: list) -> Parallel:
         rows=_rows(chosen),
         put_batch=put_batch,
         put_state=put_state,
+        like=like,
         take_state=lambda tree: jax.device_get(jax.tree.map(lambda x: x[0], tree)),
         take=take,
-        compile_train=compile_train,
+        lower_train=lower_train,
         map=lambda function: jax.pmap(function, axis_name=AXIS, devices=chosen),
     )

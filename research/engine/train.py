@@ -13,6 +13,7 @@ from research.data.prefetch import stream
 from research.durations import Durations
 from research.engine import diagnose, features, files, pretrained, table
 from research.engine.checkpoint import Checkpoints
+from research.engine.compiled import Compiled, foreseen
 from research.engine.evaluate import predict_split
 from research.engine.parallel import Parallel
 from research.engine.preemption import EXIT_CODE, StopRequest
@@ -32,7 +33,7 @@ from research.engine.state import TrainState
 from research.engine.window import Clock, Window
 from research.engine.writer import Writer
 from research.groups import starts
-from research.task import Batch, Task
+from research.task import Task
 
 
 class Trained(NamedTuple):
@@ -44,6 +45,7 @@ class Trained(NamedTuple):
     best: dict[str, Any] | None  # {'step', 'value'} of the best checkpoint
     clock: Clock
     units: Durations  # by the pace that was measured, if one was
+    predict: Callable | None = None  # compiled; None where `task.predict` itself never was
 
 
 def train(
@@ -89,13 +91,19 @@ def _train(
     units = durations(config, task, steps_per_minute)
     plan = make_plan(config, task, units)
 
-    def enter(at: int, host: TrainState) -> tuple[Program, TrainState]:
-        """Returns the program of the steps from `at` on, and a state as it takes it."""
+    ahead = foreseen(config, task, plan, parallel, units, checkpoints)
+
+    def enter(at: int, host: TrainState) -> tuple[Program, TrainState, Compiled]:
+        """Returns the program of the steps from `at` on, a state as it takes it, and what is compiled of it."""
         program = make_program(config, task, parallel, units, at=at)
         if at and at in starts(program.table):
             host = thaw(host, program)
         placed = features.cached(config, program, host, parallel, writer.say)
-        return program._replace(task=placed), parallel.put_state(host)
+        if ahead and ahead.at == at and placed is program.task:
+            return ahead.program, parallel.put_state(host), ahead
+        program = program._replace(task=placed)
+        compiled = Compiled(config, program, parallel, plan, at, host)
+        return program, parallel.put_state(host), compiled
 
     begun = start(config, task, plan, parallel, units, checkpoints, writer.say)
     first, meta = begun.step, begun.meta
@@ -109,7 +117,7 @@ def _train(
     if any(row.treatment != rows_of[0].treatment or not row.trainable for row in rows_of):
         for line in table.summarize(rows_of):
             writer.say(line)
-    program, state = enter(first, begun.state)
+    program, state, compiled = enter(first, begun.state)
     base = pretrained.base_of(config, task, program, begun.state).hashes()
     best: dict[str, Any] | None = meta.get("best")
     writer.start_run(
@@ -124,7 +132,7 @@ def _train(
 
     rows = parallel.rows(config.train.batch_size)
     window = Window(meta.get("window"))
-    clock = Clock(meta.get("timing"))
+    clock = Clock(meta.get("timing"), began)
     pending: tuple[int, dict[str, Any]] | None = None
 
     def collect() -> None:
@@ -161,23 +169,16 @@ def _train(
     try:
         while step < plan.total and not stopping:  # once, or once for each thaw of a group
             if step > first:
-                program, state = enter(step, parallel.take_state(state))
-            compiled: dict[
-                Any, Callable
-            ] = {}  # by the shapes of a batch, which may differ in length
-            predict = parallel.map(program.task.predict)
+                program, state, compiled = enter(step, parallel.take_state(state))
             until = min(program.until or plan.total, plan.total)
             with stream(
                 program.task.data.train_batch, rows, step, until, config.data, parallel.put_batch
             ) as batches:
                 for n, batch in batches:
-                    shapes = batch_shapes(batch)
-                    if shapes not in compiled:
-                        with clock.measure("seconds_compile", apart=n > first):
-                            compiled[shapes] = parallel.compile_train(program.step, state, batch)
-                        if n == first:
-                            clock.start()
-                    state, metrics = compiled[shapes](state, batch)
+                    run = compiled.step(state, batch, clock, apart=n > first)
+                    if n == first:
+                        clock.start()
+                    state, metrics = run(state, batch)
                     collect()  # the figures of the step before, while this one runs
                     pending = (n, metrics)
                     step = n + 1
@@ -198,7 +199,12 @@ def _train(
                     if evaluate:
                         with clock.measure("seconds_evaluation", apart=True):
                             outputs = predict_split(
-                                config, program.task, parallel, predict, state, "validation"
+                                config,
+                                program.task,
+                                parallel,
+                                compiled.predict,
+                                state,
+                                "validation",
                             )
                             figures = task.measure(outputs, False)
                             writer.log(step, "validation", figures)
@@ -227,12 +233,8 @@ def _train(
             f"{stop.signal}: saved at step {step:,} of {plan.total:,}; the same command goes on"
         )
         return Trained(EXIT_CODE, step, None, best, clock, units)
-    return Trained(0, step, state, best, clock, units)
-
-
-def batch_shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    """What a compiled step is made for: one for each length that batches of text are padded to."""
-    return tuple(x.shape for x in jax.tree.leaves(batch))
+    same = program.task.predict is task.predict and program.task.data is task.data
+    return Trained(0, step, state, best, clock, units, compiled.predict if same else None)
 
 
 def _due(step: int, every: int) -> bool:
@@ -279,18 +281,14 @@ def _explain(error, config, task, plan, parallel, units, checkpoints, enter, wri
     writer.say(
         f"step {error.step + 1:,}: not finite; going from step {first:,} to it again to find the cause"
     )
-    program, state = enter(first, begun.state)
-    compiled: dict[Any, Callable] = {}
+    program, state, compiled = enter(first, begun.state)
+    clock = Clock()
     rows = parallel.rows(config.train.batch_size)
     for n in range(first, error.step):
         if n == program.until:
-            program, state = enter(n, parallel.take_state(state))
-            compiled = {}
+            program, state, compiled = enter(n, parallel.take_state(state))
         batch = parallel.put_batch(program.task.data.train_batch(n, rows))
-        shapes = batch_shapes(batch)
-        if shapes not in compiled:
-            compiled[shapes] = parallel.compile_train(program.step, state, batch)
-        state, _ = compiled[shapes](state, batch)
+        state, _ = compiled.step(state, batch, clock, apart=False)(state, batch)
     host = parallel.take_state(state)
     batch = program.task.data.train_batch(error.step, slice(None))
     where, ids = diagnose.explain(program.task, host, batch, config.seed, parallel.axis_name)

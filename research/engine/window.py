@@ -32,9 +32,9 @@ class Window:
 class Clock:
     """Seconds by what they went to, added up over the processes of a run that was stopped and gone on with."""
 
-    def __init__(self, saved: dict[str, float] | None = None):
+    def __init__(self, saved: dict[str, float] | None = None, began: float | None = None):
         self._saved = dict(saved or {})
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() if began is None else began
         self._loop: float | None = None  # when the first compiled step began
         self._apart = 0.0  # seconds of the loop that were not training
         self._seconds: dict[str, float] = {}
@@ -50,9 +50,12 @@ class Clock:
         began = time.perf_counter()
         yield
         seconds = time.perf_counter() - began
+        self.add(name, seconds, apart=seconds if apart else 0.0)
+
+    def add(self, name: str, seconds: float, *, apart: float = 0.0) -> None:
+        """Adds seconds to `name`, and takes those of `apart` out of the time of training."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        if apart:
-            self._apart += seconds
+        self._apart += apart
 
     def put(self, name: str, seconds: float) -> None:
         """Says what this process has spent on `name` so far."""

@@ -1,7 +1,10 @@
 """What launch.py can do, one file each: `run(config, mistakes, flags) -> exit code`. Here is what they share."""
 
+import atexit
 import contextlib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,26 @@ READ_BY = {
     "compile": ("check",),
     "format": ("export",),
 }
+
+
+def leave_soon(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Returns main(argv), and sees to it that the process then ends at once.
+
+    Threads are waited for and whatever is registered for the exit runs, as ever. But then Python would take every
+    module apart, for half a second in which nothing happens that anybody could miss.
+    """
+    codes: list[int] = []
+
+    def leave() -> None:
+        if codes:  # else main raised, and the usual way out has its code
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(codes[0])
+
+    atexit.register(leave)  # the first to be registered is the last to run
+    codes.append(main(argv))
+    return codes[0]
 
 
 def signals(mode: str) -> contextlib.AbstractContextManager:

@@ -196,7 +196,7 @@ def test_run_json_tells_every_session(make, tmp_path):
 
 def test_a_session_elsewhere_tells_what_changed(make, tmp_path, monkeypatch):
     make().end_run(75)
-    monkeypatch.setattr(environment, "_cpu_cores", lambda: 999)
+    monkeypatch.setattr(environment, "cpu_cores", lambda: 999)
     make(40)
     session = json.loads((tmp_path / "run.json").read_text())["sessions"][-1]
     assert len(session["environment_changes"]) == 1

@@ -1,0 +1,90 @@
+"""How a run starts and ends: what is compiled beside what, what a second run has to compile, what is imported."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from research.engine import compiled
+
+
+@pytest.mark.parametrize("more", [(), ("--config.parallel.kind=pmap",)])
+def test_compiling_side_by_side_changes_no_bit(launch, small, tmp_path, monkeypatch, more):
+    begun, begin = [], compiled._begin
+
+    def counted(make):
+        begun.append(make)
+        return begin(make)
+
+    monkeypatch.setattr(compiled, "_begin", counted)
+    ends = []
+    for cores in (1, 8):
+        monkeypatch.setattr(compiled, "cpu_cores", lambda cores=cores: cores)
+        assert launch(*small, *more, f"--workdir={tmp_path / str(cores)}") == 0
+        summary = json.loads((tmp_path / str(cores) / "summary.json").read_text())
+        assert summary["seconds_compile"] > 0
+        figures = (tmp_path / str(cores) / "metrics.jsonl").read_bytes()
+        ends.append((summary["params_sha256"], figures, len(begun)))
+    assert ends[0][:2] == ends[1][:2]
+    assert [end[2] for end in ends] == [0, 2]  # the step and the prediction
+
+
+def test_an_error_of_the_background_is_the_runs(launch, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "cpu_cores", lambda: 8)
+
+    def fail(*_):
+        raise RuntimeError("no room for this program")
+
+    monkeypatch.setattr(compiled.Compiled, "_make_step", fail)
+    with pytest.raises(RuntimeError, match="no room for this program"):
+        launch(*small, f"--workdir={tmp_path}")
+
+
+def test_a_second_run_compiles_nothing_anew(launch, small, tmp_path):
+    seen = []
+    jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
+    missed, found = (f"/jax/compilation_cache/cache_{what}" for what in ("misses", "hits"))
+    for name in ("first", "second"):
+        jax.clear_caches()  # as a new process has none
+        seen.clear()
+        assert launch(*small, "--config.seed=7", f"--workdir={tmp_path / name}") == 0
+    assert seen.count(missed) == 0
+    assert seen.count(found) > 3
+
+
+def test_final_figures_import_neither_scipy_nor_scikit_learn(root):
+    code = (
+        "import sys, numpy as np\n"
+        "from research.evaluation import classification\n"
+        "classification.full(np.eye(4), np.arange(4), np.zeros(4), resamples=3)\n"
+        "print([m for m in ('scipy', 'sklearn', 'pandas', 'jax') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=root, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [
+        ("lambda a: 75", 75),
+        ("lambda a: 0", 0),
+        ("lambda a: 1 / 0", 1),
+        ("lambda a: sys.exit(2)", 2),
+    ],
+)
+def test_the_way_out_keeps_the_code_and_all_that_is_registered(root, main, code):
+    text = (
+        "import sys, threading, time, research.modes as modes\n"
+        "def main(argv):\n"
+        "    import atexit\n"
+        "    atexit.register(lambda: print('registered'))\n"
+        "    threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+        "    print('main')\n"
+        f"    return ({main})(argv)\n"
+        "sys.exit(modes.leave_soon(main, []))"
+    )
+    done = subprocess.run([sys.executable, "-c", text], cwd=root, capture_output=True, text=True)
+    assert done.stdout.split() == ["main", "thread", "registered"]
+    assert done.returncode == code
