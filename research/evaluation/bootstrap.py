@@ -11,7 +11,6 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """Counts of the examples in each resample, float64 [R, N], to the statistic's values [R]."""
 
 _CHUNK = 2**22  # counts held at once: 32 MB whatever N and R are
-_FEW = 128  # groups for which one product of matrices is faster than anything sparse
 
 
 def interval(
@@ -86,19 +85,13 @@ def mean(values: np.ndarray) -> Statistic:
 def group_sums(counts: np.ndarray, groups: np.ndarray, size: int, values=1.0) -> np.ndarray:
     """Weighted sums by group: [R, N] counts of examples in `groups` int [N] -> [R, size].
 
-    Costs R * N operations if there are many groups, so a thousand classes are no trouble.
+    Costs R * N operations whatever the number of groups, so a thousand classes are no trouble.
     """
-    values = np.broadcast_to(np.asarray(values, np.float64), len(groups))
-    if size <= _FEW:
-        table = np.zeros((len(groups), size))
-        table[np.arange(len(groups)), groups] = values
-        return counts @ table
-    order = np.argsort(groups, kind="stable")
-    there, starts = np.unique(np.asarray(groups)[order], return_index=True)
-    # One group after another, so that a sum is over neighbours in memory.
-    sums = np.zeros((len(counts), size))
-    sums[:, there] = np.add.reduceat(counts[:, order] * values[order], starts, axis=1)
-    return sums
+    from scipy import sparse  # late: a plain import of the module stays cheap
+
+    n = len(groups)
+    data = np.broadcast_to(np.asarray(values, np.float64), (n,))
+    return (sparse.csr_array((data, (groups, np.arange(n))), shape=(size, n)) @ counts.T).T
 
 
 def _counts(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:

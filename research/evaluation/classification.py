@@ -54,12 +54,17 @@ def full(
         interval of the metrics of `quick`, 'f1_macro' and 'calibration_error'. The interval
         of a calibration error near 0 lies too high: resampling adds noise, which only adds error.
     """
+    from sklearn.metrics import precision_recall_fscore_support
+
     values = _values(logits, labels, losses, top_k)
     predictions = np.argmax(logits, axis=-1)
     metrics = {name: float(np.mean(v)) for name, v in values.items()}
-    for average, scores in _averages(confusion(logits, labels)).items():
-        for name, score in zip(("precision", "recall", "f1"), scores, strict=True):
-            metrics[f"{name}_{average}"] = score
+    for average in ("macro", "micro", "weighted"):
+        scores = precision_recall_fscore_support(
+            labels, predictions, average=average, zero_division=0
+        )
+        for name, score in zip(("precision", "recall", "f1"), scores[:3], strict=True):
+            metrics[f"{name}_{average}"] = float(score)
     metrics["calibration_error"] = calibration_error(logits, labels)
     if resamples:
         statistics = {name: bootstrap.mean(v) for name, v in values.items()}
@@ -75,9 +80,11 @@ def per_class(
     logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> list[tuple[str, int, float, float, float]]:
     """One row a class: (name, support, precision, recall, F1); 0 where nothing divides."""
-    cells = confusion(logits, labels)
-    precision, recall, f1 = _scores(*_outcomes(cells))
-    support = cells.sum(1)
+    from sklearn.metrics import precision_recall_fscore_support
+
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, np.argmax(logits, axis=-1), labels=range(len(class_names)), zero_division=0
+    )
     return [
         (str(name), int(n), float(p), float(r), float(f))
         for name, n, p, r, f in zip(class_names, support, precision, recall, f1, strict=True)
@@ -101,34 +108,6 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
     return float(_calibration(logits, labels)(np.ones((1, len(labels))))[0])
-
-
-# Written out, for what scikit-learn would do: to import it takes longer than all the rest of a final evaluation.
-def _averages(cells: np.ndarray) -> dict[str, tuple[float, ...]]:
-    """Precision, recall and F1 over all classes, averaged in three ways, of a confusion matrix int [C, C]."""
-    hits, predicted, true = _outcomes(cells)
-    there = predicted + true > 0  # classes of which nothing is said do not count
-    each = [score[there] for score in _scores(hits, predicted, true)]
-    sums = (count.sum(keepdims=True) for count in (hits, predicted, true))
-    return {
-        "macro": tuple(float(np.average(score)) for score in each),
-        "micro": tuple(float(score[0]) for score in _scores(*sums)),
-        "weighted": tuple(float(np.average(score, weights=true[there])) for score in each),
-    }
-
-
-def _outcomes(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How often each class was rightly predicted, predicted, and true: int [C] each."""
-    return np.diag(cells), cells.sum(0), cells.sum(1)
-
-
-def _scores(hits, predicted, true) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F1 of each class, float64 [C]; 0 where nothing divides."""
-
-    def divided(over, under) -> np.ndarray:
-        return np.divide(over, under, out=np.zeros(len(over)), where=under > 0)
-
-    return divided(hits, predicted), divided(hits, true), divided(2 * hits, predicted + true)
 
 
 def _values(logits, labels, losses, top_k) -> dict[str, np.ndarray]:
