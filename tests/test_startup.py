@@ -54,17 +54,6 @@ def test_a_second_run_compiles_nothing_anew(launch, small, tmp_path):
     assert seen.count(found) > 3
 
 
-def test_final_figures_import_neither_scipy_nor_scikit_learn(root):
-    code = (
-        "import sys, numpy as np\n"
-        "from research.evaluation import classification\n"
-        "classification.full(np.eye(4), np.arange(4), np.zeros(4), resamples=3)\n"
-        "print([m for m in ('scipy', 'sklearn', 'pandas', 'jax') if m in sys.modules])"
-    )
-    command = [sys.executable, "-c", code]
-    assert subprocess.run(command, cwd=root, capture_output=True, text=True).stdout == "[]\n"
-
-
 @pytest.mark.parametrize(
     ("main", "code"),
     [

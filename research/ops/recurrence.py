@@ -170,7 +170,7 @@ def _over_time(cell, reverse, keep_factors, x, kernel, bias, state, masks, drop)
         new: State
         if cell == "elman":
             new = (jnp.tanh(a + p),)
-            factors = [1 - jnp.square(new[0])], None, None
+            factors: Any = ([1 - jnp.square(new[0])], None, None)
         elif cell == "gru":
             inner = p[:, 2 * d :] if bias is None else p[:, 2 * d :] + bias.astype(wide)
             rz = jnp.tanh((a[:, : 2 * d] + p[:, : 2 * d]) * 0.5) * 0.5 + 0.5
