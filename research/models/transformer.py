@@ -23,7 +23,7 @@ from research.models.layers import Dense, Dropout, Embed, named, options
 from research.models.layers.block import Block, Context, MaskedHead
 from research.models.layers.cache import Slots, empty, extend, filled
 from research.models.layers.norm import Norm
-from research.ops.attention import visible
+from research.ops.attention import view_of, visible
 from research.ops.rotary import angles
 from research.ops.segments import count_positions, last_token, pool
 
@@ -84,6 +84,7 @@ class Model(nn.Module):
     logit_softcap: float = 0.0
     dropout: float = 0.0  # of the embeddings, the residual branches and before the head
     attention_dropout: float = 0.0  # of the attention's weights
+    attention_block: int = 0  # tokens of a tile, so that no [T, T] is kept; 0: whole rows
     pool: str = "mean"  # for 'classify': the mean, the first or the last token
     pooler: str = ""  # a layer before the head: 'tanh', 'relu'
     head_bias: bool = True
@@ -101,6 +102,8 @@ class Model(nn.Module):
         positions: jax.Array | None = None,
         cache: dict[str, Any] | None = None,
         last: bool = False,
+        hidden: bool = False,
+        states: jax.Array | None = None,
     ) -> Any:
         """Logits float32, and with a cache (logits, cache).
 
@@ -110,13 +113,17 @@ class Model(nn.Module):
           keys: typed keys [B] of what is dropped; None = nothing.
           segments: int [B, T], 1, 2, .. by document in a row, 0 for padding on either side; None = all 1.
           positions: int [B, T] within the document; None = counted from 0.
-          cache: of `empty_cache`, or what the call before returned. The tokens are appended, to be seen with those
-            before; of segments only 0 counts. Slots that are not there must not be asked for: index + T <= S.
+          cache: of `empty_cache`, or of the call before. The tokens are appended, to be seen with those before; of
+            segments only 0 counts. index + T <= S.
           last: only the last token of each row, [B, V].
+          hidden: stops where `states` begins; without a cache.
+          states: [B, T, D], of any tokens: the output alone; `tokens` is not read.
 
         Returns:
-          [B, outputs] of head 'classify'; [B, T, V] of 'lm' and 'mlm'.
+          [B, outputs] of head 'classify'; [B, T, V] of 'lm' and 'mlm'; with `hidden` [B, T, D].
         """
+        if states is not None:
+            return self._decode(states, self._table("embed", self._rows))
         options.check(self, tokens.shape[1], cached=cache is not None)
         keys = keys if train else None
         real, places = segments, jnp.arange(tokens.shape[1])
@@ -133,6 +140,8 @@ class Model(nn.Module):
         if self.final_norm:
             x = self._norm("norm", x)
         x = named(self, "normed", x)
+        if hidden:
+            return x
         if self.head == "classify":
             logits = self._classify(x, segments, keys)
         else:
@@ -150,6 +159,11 @@ class Model(nn.Module):
         # Not slots: padding on the left takes some, but no rows of the position table.
         options.check(self, 1, cached=True)
         return empty(options.of(self), self.dtype, batch_size, slots)
+
+    @property
+    def splits(self) -> bool:
+        """Whether a call may end at the states that enter the output's matrix, or begin there."""
+        return self.head != "classify"
 
     @property
     def longest(self) -> int:
@@ -171,16 +185,26 @@ class Model(nn.Module):
         o = options.of(self)
 
         def context(window: int) -> Context:
-            counted = (positions, theirs) if window else None
-            mask = visible(
-                places, slots, causal=self.causal, segments=seen, window=window, positions=counted
-            )
+            if self.attention_block and cache is None:
+                view = view_of(places, positions, real, window)
+                mask = None
+            else:
+                view, counted = None, (positions, theirs) if window else None
+                mask = visible(
+                    places,
+                    slots,
+                    causal=self.causal,
+                    segments=seen,
+                    window=window,
+                    positions=counted,
+                )
             if self.position != "rotary":
-                return Context(mask, None)
+                return Context(mask, None, view)
             base, scaling = self.rotary_base, self.rotary_scaling
             if window and self.rotary_local_base:
                 base, scaling = self.rotary_local_base, ()
-            return Context(mask, angles(positions, o.head_width, base=base, scaling=scaling))
+            turns = angles(positions, o.head_width, base=base, scaling=scaling)
+            return Context(mask, turns, view)
 
         everything = context(0)
         if not self.window:

@@ -1,5 +1,7 @@
 """Losses per example, in float32 whatever comes in. B examples (or any leading shape), C classes."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -65,3 +67,48 @@ def distillation(student: jax.Array, teacher: jax.Array, temperature: float) -> 
         for logits in (student, teacher)
     )
     return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), -1)
+
+
+def blocked_cross_entropy(
+    logits_of: Callable[[jax.Array, jax.Array], jax.Array],
+    states: jax.Array,
+    labels: jax.Array,
+    *,
+    block: int,
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """`softmax_cross_entropy` and `foretold` of logits that are never there all at once.
+
+    Blocks of tokens pass one after another through what makes logits, and again in the backward pass, where each adds
+    its part to the gradients by the states and by whatever `logits_of` closes over. Memory is that of one block's
+    logits and of one more gradient of the matrix; time a third more of the products with it.
+
+    Args:
+      logits_of: (a block of states [B, t, D], the block's number int32 []) -> logits [B, t, V].
+      states: [B, T, D].
+      labels: integers [B, T] in 0..V-1.
+      block: how many tokens a block holds at most, but for one of each row.
+      label_smoothing: as of `softmax_cross_entropy`.
+
+    Returns:
+      Losses float32 [B, T] and bool [B, T], whether the label is the first of the largest logits.
+    """
+    rows, length = labels.shape
+    size = max(block // rows, 1)
+    count = -(-length // size)
+    short = count * size - length
+
+    def cut(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [count, B, size, ...]
+        x = jnp.pad(x, ((0, 0), (0, short), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
+
+    def one(states: jax.Array, labels: jax.Array, number: jax.Array) -> tuple:
+        logits = logits_of(states, number)
+        losses = softmax_cross_entropy(logits, labels, label_smoothing)
+        return losses, foretold(jax.lax.stop_gradient(logits), labels)
+
+    again = jax.checkpoint(one, prevent_cse=False)
+    parts = (cut(states), cut(labels), jnp.arange(count))
+    found = jax.lax.scan(lambda _, part: (None, again(*part)), None, parts)[1]
+    losses, hits = (x.swapaxes(0, 1).reshape(rows, -1)[:, :length] for x in found)
+    return losses, hits
