@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from flax.core import Scope
 
 from research.models.layers import Dense, Dropout, Embed, named, options
-from research.models.layers.block import Block, Context, MaskedHead
+from research.models.layers.block import Block, MaskedHead
 from research.models.layers.cache import Slots, empty, extend, filled
+from research.models.layers.context import Context, contexts
 from research.models.layers.norm import Norm
-from research.ops.attention import view_of, visible
-from research.ops.rotary import angles
 from research.ops.segments import count_positions, last_token, pool
 
 # Parameter paths from the tokens to the output; numbers count within a pattern.
@@ -134,7 +133,7 @@ class Model(nn.Module):
             positions = places[None] if segments is None else count_positions(segments)
         embed = self._table("embed", self._rows)
         x = named(self, "embedded", self._embed(embed(tokens), positions, keys))
-        x, cache = self._blocks(x, self._contexts(places, real, positions, cache), keys, cache)
+        x, cache = self._blocks(x, contexts(self, places, real, positions, cache), keys, cache)
         if last and self.head != "classify":
             x = last_token(x, segments)[:, None]
         if self.final_norm:
@@ -175,45 +174,6 @@ class Model(nn.Module):
         """See `research.task.Task`."""
         why = "model.scan=True runs all blocks as one; set model.scan=False"
         return {r"block_\d+/": why} if self.scan else {}
-
-    def _contexts(self, places: jax.Array, real: Any, positions: jax.Array, cache: Any) -> tuple:
-        """What blocks read that see all, and those with a window."""
-        slots, theirs, seen = places, positions, None if real is None else (real, real)
-        if cache is not None:
-            slots, theirs = jnp.arange(cache["valid"].shape[1]), cache["positions"]
-            seen = (real, cache["valid"].astype(jnp.int32))
-        o = options.of(self)
-
-        def context(window: int) -> Context:
-            if self.attention_block and cache is None:
-                view = view_of(places, positions, real, window)
-                mask = None
-            else:
-                view, counted = None, (positions, theirs) if window else None
-                mask = visible(
-                    places,
-                    slots,
-                    causal=self.causal,
-                    segments=seen,
-                    window=window,
-                    positions=counted,
-                )
-            if self.position != "rotary":
-                return Context(mask, None, view)
-            base, scaling = self.rotary_base, self.rotary_scaling
-            if window and self.rotary_local_base:
-                base, scaling = self.rotary_local_base, ()
-            turns = angles(positions, o.head_width, base=base, scaling=scaling)
-            return Context(mask, turns, view)
-
-        everything = context(0)
-        if not self.window:
-            return everything, everything
-        windowed = context(self.window)
-        # One loop chooses between two arrays.
-        if self.scan and everything.mask is None and windowed.mask is not None:
-            everything = everything._replace(mask=jnp.ones_like(windowed.mask))
-        return everything, windowed
 
     def _embed(self, x: jax.Array, positions: jax.Array, keys: Any) -> jax.Array:
         if self.embed_scale:

@@ -4,7 +4,7 @@ B examples, T tokens, D width, H heads, K heads of keys and values, E width of a
 S slots of a cache.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,24 +12,16 @@ import jax.numpy as jnp
 
 from research.models.layers import Dense
 from research.models.layers.cache import Slots
+from research.models.layers.context import Context
 from research.models.layers.norm import Norm
 from research.models.layers.options import ACTIVATIONS, Options, normal
 from research.ops.attention import attend, attention
-from research.ops.attention_tiles import View
 from research.ops.dropout import dropout
 from research.ops.rotary import rotate
 from research.ops.slots import write
 
 # Tell the dropouts of one block apart. Not by path: under a scan all blocks have one path, and masks must not change.
 SALT_WEIGHTS, SALT_ATTENTION, SALT_MLP = 1, 2, 3
-
-
-class Context(NamedTuple):
-    """What a block reads beside its input, the same for all blocks of one kind."""
-
-    mask: jax.Array | None  # bool [B or 1, T, S]: who sees whom
-    turns: tuple[jax.Array, jax.Array] | None  # cos and sin of rotary positions
-    view: View | None = None  # the same as a mask, by rules: for attention by tiles
 
 
 class Block(nn.Module):
