@@ -259,6 +259,7 @@ RANGES: dict[str, Range] = {
     "task.top_k": at_least(1),
     "task.objective": one_of("causal", "masked"),
     "task.mask_rate": Range(lambda value: 0 < value < 1, "between 0 and 1"),
+    "task.loss_block": at_least(0),
     "optimizer.learning_rate": at_least(0),
     "optimizer.weight_decay": at_least(0),
     "optimizer.clip_norm": at_least(0),

@@ -64,6 +64,22 @@ def test_only_parallel_names_meshes_and_mapped_axes():
     assert users_of(lambda tree: DEVICE_NAMES & set(names(tree))) == {"research/engine/parallel.py"}
 
 
+def test_no_model_names_a_platform():
+    """Forms are chosen in ops: by `lax.platform_dependent`, or in its platform.py."""
+    words = {"cpu", "gpu", "cuda", "rocm", "tpu"}
+
+    def names_one(tree):
+        told = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        asked = {"platform_dependent", "default_backend", "on_cpu"} & set(names(tree))
+        return bool(asked or {x for x in told if isinstance(x, str)} & words)
+
+    found = users_of(names_one)
+    assert "research/ops/platform.py" in found
+    assert not {w for w in found if w.startswith(("research/models/", "research/tasks/"))}
+    asked = users_of(lambda tree: "default_backend" in set(names(tree)))
+    assert asked == {"research/ops/platform.py"}
+
+
 def test_nothing_reads_or_writes_pickles():
     assert not users_of(
         lambda tree: any(imports(p)(tree) for p in ("pickle", "dill", "joblib", "torch"))

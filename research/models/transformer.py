@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from flax.core import Scope
 
 from research.models.layers import Dense, Dropout, Embed, named, options
-from research.models.layers.block import Block, Context, MaskedHead
+from research.models.layers.block import Block, MaskedHead
 from research.models.layers.cache import Slots, empty, extend, filled
+from research.models.layers.context import Context, contexts
 from research.models.layers.norm import Norm
-from research.ops.attention import visible
-from research.ops.rotary import angles
 from research.ops.segments import count_positions, last_token, pool
 
 # Parameter paths from the tokens to the output; numbers count within a pattern.
@@ -84,6 +83,7 @@ class Model(nn.Module):
     logit_softcap: float = 0.0
     dropout: float = 0.0  # of the embeddings, the residual branches and before the head
     attention_dropout: float = 0.0  # of the attention's weights
+    attention_block: int = 0  # tokens of a tile, so that no [T, T] is kept; 0: whole rows
     pool: str = "mean"  # for 'classify': the mean, the first or the last token
     pooler: str = ""  # a layer before the head: 'tanh', 'relu'
     head_bias: bool = True
@@ -101,6 +101,8 @@ class Model(nn.Module):
         positions: jax.Array | None = None,
         cache: dict[str, Any] | None = None,
         last: bool = False,
+        hidden: bool = False,
+        states: jax.Array | None = None,
     ) -> Any:
         """Logits float32, and with a cache (logits, cache).
 
@@ -110,13 +112,17 @@ class Model(nn.Module):
           keys: typed keys [B] of what is dropped; None = nothing.
           segments: int [B, T], 1, 2, .. by document in a row, 0 for padding on either side; None = all 1.
           positions: int [B, T] within the document; None = counted from 0.
-          cache: of `empty_cache`, or what the call before returned. The tokens are appended, to be seen with those
-            before; of segments only 0 counts. Slots that are not there must not be asked for: index + T <= S.
+          cache: of `empty_cache`, or of the call before. The tokens are appended, to be seen with those before; of
+            segments only 0 counts. index + T <= S.
           last: only the last token of each row, [B, V].
+          hidden: stops where `states` begins; without a cache.
+          states: [B, T, D], of any tokens: the output alone; `tokens` is not read.
 
         Returns:
-          [B, outputs] of head 'classify'; [B, T, V] of 'lm' and 'mlm'.
+          [B, outputs] of head 'classify'; [B, T, V] of 'lm' and 'mlm'; with `hidden` [B, T, D].
         """
+        if states is not None:
+            return self._decode(states, self._table("embed", self._rows))
         options.check(self, tokens.shape[1], cached=cache is not None)
         keys = keys if train else None
         real, places = segments, jnp.arange(tokens.shape[1])
@@ -127,12 +133,14 @@ class Model(nn.Module):
             positions = places[None] if segments is None else count_positions(segments)
         embed = self._table("embed", self._rows)
         x = named(self, "embedded", self._embed(embed(tokens), positions, keys))
-        x, cache = self._blocks(x, self._contexts(places, real, positions, cache), keys, cache)
+        x, cache = self._blocks(x, contexts(self, places, real, positions, cache), keys, cache)
         if last and self.head != "classify":
             x = last_token(x, segments)[:, None]
         if self.final_norm:
             x = self._norm("norm", x)
         x = named(self, "normed", x)
+        if hidden:
+            return x
         if self.head == "classify":
             logits = self._classify(x, segments, keys)
         else:
@@ -152,6 +160,11 @@ class Model(nn.Module):
         return empty(options.of(self), self.dtype, batch_size, slots)
 
     @property
+    def splits(self) -> bool:
+        """Whether a call may end at the states that enter the output's matrix, or begin there."""
+        return self.head != "classify"
+
+    @property
     def longest(self) -> int:
         """Tokens that a row may have."""
         return self.context - (self.position_offset if self.position == "learned" else 0)
@@ -161,35 +174,6 @@ class Model(nn.Module):
         """See `research.task.Task`."""
         why = "model.scan=True runs all blocks as one; set model.scan=False"
         return {r"block_\d+/": why} if self.scan else {}
-
-    def _contexts(self, places: jax.Array, real: Any, positions: jax.Array, cache: Any) -> tuple:
-        """What blocks read that see all, and those with a window."""
-        slots, theirs, seen = places, positions, None if real is None else (real, real)
-        if cache is not None:
-            slots, theirs = jnp.arange(cache["valid"].shape[1]), cache["positions"]
-            seen = (real, cache["valid"].astype(jnp.int32))
-        o = options.of(self)
-
-        def context(window: int) -> Context:
-            counted = (positions, theirs) if window else None
-            mask = visible(
-                places, slots, causal=self.causal, segments=seen, window=window, positions=counted
-            )
-            if self.position != "rotary":
-                return Context(mask, None)
-            base, scaling = self.rotary_base, self.rotary_scaling
-            if window and self.rotary_local_base:
-                base, scaling = self.rotary_local_base, ()
-            return Context(mask, angles(positions, o.head_width, base=base, scaling=scaling))
-
-        everything = context(0)
-        if not self.window:
-            return everything, everything
-        windowed = context(self.window)
-        # One loop chooses between two arrays.
-        if self.scan and everything.mask is None and windowed.mask is not None:
-            everything = everything._replace(mask=jnp.ones_like(windowed.mask))
-        return everything, windowed
 
     def _embed(self, x: jax.Array, positions: jax.Array, keys: Any) -> jax.Array:
         if self.embed_scale:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from research.models.layers import Conv, Dense, Dropout, DropPath, named
+from research.models.layers.norm import Norm
+from research.ops.activations import gelu
 from research.ops.attention import attention
 
 # Parameter paths from the picture to the classes; numbers count within a pattern.
@@ -35,20 +37,19 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         b, t, d = x.shape
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
+        y = Norm("layer", 1e-6, name="norm1")(x)
         qkv = Dense(3 * d, init, self.dtype, name="qkv")(y).reshape(
             b, t, 3, self.heads, d // self.heads
         )
-        y, weights = attention(*(qkv[:, :, i] for i in range(3)))
+        wanted = self.is_mutable_collection("intermediates")
+        y, weights = attention(*(qkv[:, :, i] for i in range(3)), weights=wanted)
         self.sow("intermediates", "attention", weights)
         y = Dense(d, init, self.dtype, name="proj")(y.reshape(b, t, d))
         y = Dropout(self.dropout, name="dropout1")(y, keys)
         x = x + DropPath(self.drop_path, name="drop_path1")(y, keys)
 
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        y = nn.gelu(
-            Dense(int(d * self.mlp_ratio), init, self.dtype, name="fc1")(y), approximate=False
-        )
+        y = Norm("layer", 1e-6, name="norm2")(x)
+        y = gelu(Dense(int(d * self.mlp_ratio), init, self.dtype, name="fc1")(y))
         y = Dropout(self.dropout, name="dropout2")(y, keys)
         y = Dense(d, init, self.dtype, name="fc2")(y)
         y = Dropout(self.dropout, name="dropout3")(y, keys)
@@ -100,7 +101,7 @@ class Model(nn.Module):
             )
             x = block(x, keys)
             x = named(self, f"block{i}", x)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = Norm("layer", 1e-6, name="norm")(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1, dtype=jnp.float32)
         x = named(self, "pooled", x)
         logits = Dense(self.num_classes, init, self.dtype, name="head")(x).astype(jnp.float32)

@@ -6,26 +6,14 @@ B examples, T queries, S keys, H heads, K heads of keys and values (H = K G), E 
 import jax
 import jax.numpy as jnp
 
+from research.ops import platform
+from research.ops.attention_rows import by_rows
+from research.ops.attention_tiles import View, by_tiles
 from research.ops.dropout import dropout
-
-# Far below any logit, and twice as far as the least maximum that is subtracted, so that exp gives exactly 0.
-MASKED = -1e30
-# Of a causal product: how many blocks queries are cut into, and the shortest. Of 256 tokens in 4 blocks 5/8 is left; on
-# a CPU that takes 0.6 of the time with its gradient, and 8 blocks take more again.
-BLOCKS, LEAST = 4, 64
+from research.ops.softmax import softmax
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`attend` with positions in front of heads, everything visible: q [B, T, H, E]; k, v [B, S, H, E].
-
-    Returns:
-      The output [B, T, H, E] in q's dtype, and the weights [B, H, T, S] in float32.
-    """
-    out, weights = attend(*(a.swapaxes(1, 2) for a in (q, k, v)))
-    return out.swapaxes(1, 2), weights
-
-
-def attend(
+def attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -37,8 +25,70 @@ def attend(
     keys: jax.Array | None = None,
     rate: float = 0.0,
     salt: int = 0,
+    weights: bool = False,
+    tiles: tuple[View, int] | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`attend` with positions in front of heads, in the form that is fastest where it runs.
+
+    Args:
+      q: [B, T, H, E].
+      k, v: [B, S, K, E].
+      mask, scale, softcap, keys, rate, salt: as `attend` has them.
+      causal: the mask hides whatever comes later, T = S; None = nothing else is hidden.
+      weights: whether they are wanted, which costs.
+      tiles: who sees whom, and the tokens of a tile: the form that keeps no [T, S], without mask and dropout.
+
+    Returns:
+      The output [B, T, H, E] in v's dtype, and the weights [B, H, T, S] in float32, before dropout, or None.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if tiles is not None:
+        view, block = tiles
+        if not weights:
+            return by_tiles(q, k, v, view, causal, scale, softcap, block), None
+        mask = visible(
+            *view[:2], causal=causal, segments=view[2], positions=view[3], window=view[4]
+        )
+    dropped = keys is not None and rate > 0.0
+    form = platform.attention_form(
+        q.shape, k.shape, q.dtype, softcap=softcap, dropped=dropped, weights=weights
+    )
+    if form == "cudnn":
+        shown = None if mask is None else mask[:, None]
+        out = jax.nn.dot_product_attention(
+            q, k, v, mask=shown, scale=scale, is_causal=causal, implementation="cudnn"
+        )
+        return out, None
+    if causal and mask is None:
+        places = jnp.arange(q.shape[1])
+        mask = visible(places, places, causal=True)
+    if form == "rows":
+        return by_rows(q, k, v, mask, causal, scale, softcap), None
+    out, found = attend(
+        *(a.swapaxes(1, 2) for a in (q, k, v)),
+        mask=mask,
+        scale=scale,
+        softcap=softcap,
+        keys=keys,
+        rate=rate,
+        salt=salt,
+    )
+    return out.swapaxes(1, 2), found if weights else None
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    keys: jax.Array | None = None,
+    rate: float = 0.0,
+    salt: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax(q k^T scale) v for each head (Vaswani et al. 2017), and the weights.
+    """Softmax(q k^T scale) v for each head (Vaswani et al. 2017), and the weights: the plain form.
 
     Heads stand in front of positions, so that both products run over contiguous blocks: on a CPU that takes half the
     time of `jax.nn.dot_product_attention` with its gradient. Query head h reads key head h // G (Ainslie et al. 2023).
@@ -48,7 +98,6 @@ def attend(
       q: [B, H, T, E].
       k, v: [B, K, S, E].
       mask: bool [B or 1, T, S], True where a query sees a key; None = everywhere.
-      causal: the mask hides whatever comes later, T = S. What it hides from whole blocks of queries is then left out.
       scale: of the logits; None = E**-0.5.
       softcap: c > 0 makes the logits c tanh(logits / c) (Gemma 2).
       keys, rate, salt: of the dropout of the weights, as in `research.ops.dropout`; keys None = none.
@@ -58,23 +107,6 @@ def attend(
     """
     b, h, t, e = q.shape
     kv, s = k.shape[1], k.shape[2]
-    size = max(-(-t // BLOCKS), LEAST)
-    if causal and mask is not None and t == s > size and (keys is None or rate == 0.0):
-        parts = []
-        for start in range(0, t, size):
-            end = min(start + size, t)
-            seen = mask[:, start:end, :end]
-            out, weights = attend(
-                q[:, :, start:end],
-                k[:, :, :end],
-                v[:, :, :end],
-                mask=seen,
-                scale=scale,
-                softcap=softcap,
-            )
-            parts.append((out, jnp.pad(weights, ((0, 0), (0, 0), (0, 0), (0, t - end)))))
-        out, weights = (jnp.concatenate(part, 2) for part in zip(*parts, strict=True))
-        return out, weights
     # The queries of one group are rows of one product.
     q = (q * (e**-0.5 if scale is None else scale)).reshape(b, kv, h // kv * t, e)
     logits = jnp.einsum("bkte,bkse->bkts", q, k, preferred_element_type=jnp.float32)
@@ -87,36 +119,13 @@ def attend(
     return out.reshape(b, h, t, e), weights
 
 
-def softmax(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Softmax over the last axis, 0 where `mask` is False; a row without any True is all 0.
-
-    Written out, since XLA's CPU compiler makes of `jax.nn.softmax(..., where=mask)` passes that it does not join.
-    """
-    return _softmax(logits if mask is None else jnp.where(mask, logits, MASKED))
-
-
-@jax.custom_jvp
-def _softmax(logits: jax.Array) -> jax.Array:
-    odds = jnp.exp(logits - jnp.maximum(jnp.max(logits, -1, keepdims=True), MASKED / 2))
-    total = odds.sum(-1, keepdims=True)
-    return odds / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
-
-
-@_softmax.defjvp
-def _softmax_jvp(given, changes):
-    """From the result alone, which is kept anyhow: one [B, H, T, S] for each block less than of what it is made of."""
-    y = _softmax(*given)
-    change = y * changes[0]
-    return y, change - y * change.sum(-1, keepdims=True)
-
-
 def visible(
     queries: jax.Array,
     keys: jax.Array,
     *,
     causal: bool,
     segments: tuple[jax.Array, jax.Array] | None = None,
-    window: int = 0,
+    window: jax.Array | int = 0,
     positions: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array | None:
     """Returns the mask of `attend`, bool [B or 1, T, S]; None where everything is visible.
@@ -135,10 +144,21 @@ def visible(
     if segments is not None:
         ours, theirs = segments[0][:, :, None], segments[1][:, None, :]
         rules.append((ours == theirs) & (theirs != 0))
-    if window:
+    if not isinstance(window, int) or window:
         ours, theirs = (queries[None], keys[None]) if positions is None else positions
         rules.append(jnp.abs(ours[:, :, None] - theirs[:, None, :]) < window)
     mask = None
     for rule in rules:
         mask = rule if mask is None else mask & rule
     return mask
+
+
+def view_of(
+    places: jax.Array, positions: jax.Array, segments: jax.Array | None, window: int
+) -> View:
+    """Returns the rules of `visible` for a row that sees itself: arguments as there, of queries and keys alike."""
+    if segments is None:
+        segments = jnp.ones((1, len(places)), jnp.int32)
+    # As an array, so that one loop may choose between windows.
+    reach = jnp.asarray(window or jnp.iinfo(jnp.int32).max, jnp.int32)
+    return View(places, places, (segments, segments), (positions, positions), reach)

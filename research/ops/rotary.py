@@ -13,7 +13,7 @@ import numpy as np
 def angles(
     positions: jax.Array, width: int, *, base: float = 10000.0, scaling: tuple = ()
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin of position x base**(-2 i / E) for i < E / 2, float32 [B, 1, T, E / 2].
+    """Returns cos and sin of position x base**(-2 i / E) for i < E / 2, float32 [B, T, 1, E / 2].
 
     Args:
       positions: int [B, T].
@@ -24,12 +24,12 @@ def angles(
     Raises:
       ValueError: an odd width, or a scaling of no known kind.
     """
-    turns = positions[:, None, :, None].astype(jnp.float32) * frequencies(width, base, scaling)
+    turns = positions[:, :, None, None].astype(jnp.float32) * frequencies(width, base, scaling)
     return jnp.cos(turns), jnp.sin(turns)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the pairs (x[i], x[i + E / 2]) of x [B, H, T, E], in float32; pairs as in Llama of Hugging Face."""
+    """Turns the pairs (x[i], x[i + E / 2]) of x [B, T, H, E], in float32; pairs as in Llama of Hugging Face."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(turned, -1).astype(x.dtype)

@@ -15,11 +15,14 @@ from research.data.text import batches
 from research.data.text.store import TextStore
 from research.errors import UserError
 from research.evaluation import language as metrics
-from research.ops.losses import foretold, softmax_cross_entropy
+from research.ops.losses import blocked_cross_entropy, foretold, softmax_cross_entropy
 from research.task import Batch, Data, Inputs, LossOutput, Params, Prompt, Section, Task
 from research.tasks.shared import models, prompts, texts
 
 HARDEST = 15  # rows shown in the report
+LOGITS = (
+    2**26
+)  # of a batch, at most, before they are made in blocks: 256 MB, of which a gradient needs several
 OBJECTIVES = {"causal": "lm", "masked": "mlm"}  # and the model's head
 
 
@@ -33,7 +36,12 @@ def prepare(config: Any) -> TextStore:
 
 
 def build(
-    config: Any, *, axis_name: str | None, objective: str = "causal", mask_rate: float = 0.15
+    config: Any,
+    *,
+    axis_name: str | None,
+    objective: str = "causal",
+    mask_rate: float = 0.15,
+    loss_block: int = 0,
 ) -> Task:
     """Prepares the texts and the tokenizer, and builds the model that the config names.
 
@@ -44,6 +52,8 @@ def build(
       axis_name: what the devices' axis is called inside a step; None where there is none.
       objective: 'causal' or 'masked' (BERT: 80% of what is hidden is [MASK], 10% another token, 10% itself).
       mask_rate: the share of tokens that are hidden.
+      loss_block: of how many tokens there are logits at a time; 0 = of so many that they are `LOGITS` at most. Where
+        a batch has more, the output's matrix is multiplied block by block, and again for the gradient.
 
     Raises:
       UserErrors: the data or the tokenizer cannot be had, or the model does not fit them.
@@ -75,20 +85,43 @@ def build(
             **how,
         )
 
-    def sums(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    def scored(params: Params, model_state: Params, batch: Batch, keys: Any, **how) -> tuple:
+        """The loss of each target, whether it was foretold, [B, T] each, the changed state and the outputs."""
+        rows, length = batch["targets"].shape
+        block = loss_block or LOGITS // tokenizer.size
+        if rows * length <= block or not getattr(model.module, "splits", False):
+            logits, changed = made(apply(params, model_state, batch, keys, **how), how)
+            losses = softmax_cross_entropy(logits, batch["targets"])
+            return losses, foretold(logits, batch["targets"]), changed, {"logits": logits}
+        states, changed = made(apply(params, model_state, batch, keys, hidden=True, **how), how)
+
+        def logits_of(states: jax.Array, number: jax.Array) -> jax.Array:
+            # An adapter of the output drops what enters it: not the same places in each block.
+            drawn = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            variables = {"params": params, **model_state}
+            return model.module.apply(
+                variables, None, states=states, keys=drawn, train=how["train"]
+            )
+
+        given = logits_of, states, batch["targets"]
+        return *blocked_cross_entropy(*given, block=block), changed, {}
+
+    def made(found: Any, how: dict[str, Any]) -> tuple[jax.Array, Params]:
+        return found if "mutable" in how else (found, {})
+
+    def sums(losses: jax.Array, hits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """[B] each, over the targets of a row that count."""
         weights = batch["weights"] * batch["mask"][:, None]
-        hits = foretold(logits, batch["targets"]).astype(jnp.float32)
         return {
-            "nll": jnp.sum(softmax_cross_entropy(logits, batch["targets"]) * weights, -1),
+            "nll": jnp.sum(losses * weights, -1),
             "tokens": jnp.sum(weights, -1),
-            "hits": jnp.sum(hits * weights, -1),
+            "hits": jnp.sum(hits.astype(jnp.float32) * weights, -1),
         }
 
     def loss(
         params: Params, model_state: Params, batch: Batch, rngs: dict[str, jax.Array]
     ) -> LossOutput:
-        logits, changed = apply(
+        losses, hits, changed, outputs = scored(
             params,
             model_state,
             batch,
@@ -96,18 +129,18 @@ def build(
             train=True,
             mutable=list(model_state),
         )
-        row = sums(logits, batch)
+        row = sums(losses, hits, batch)
         return LossOutput(
             row["nll"] / jnp.maximum(row["tokens"], 1.0),
             row["tokens"],
             dict(changed),
             {"accuracy": jnp.sum(row["hits"])},
-            {"logits": logits},
+            outputs,
         )
 
     def predict(params: Params, model_state: Params, batch: Batch) -> dict[str, jax.Array]:
-        logits = apply(params, model_state, batch, None, train=False)
-        return {**sums(logits, batch), "bytes": batch["bytes"], "id": batch["id"]}
+        losses, hits, *_ = scored(params, model_state, batch, None, train=False)
+        return {**sums(losses, hits, batch), "bytes": batch["bytes"], "id": batch["id"]}
 
     def measure(outputs: dict[str, np.ndarray], final: bool) -> dict[str, float]:
         # Where only part of a text is foretold, its bytes are no measure of it.

@@ -645,3 +645,42 @@ def test_caches_that_cannot_be():
     m = model(**MODERN)
     with pytest.raises(ValueError, match="9 tokens do not fit a cache of 4 slots"):
         apply(m, parameters(m), cache=m.empty_cache(3, 4))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma", "roberta"])
+def test_attention_by_tiles_changes_no_more_than_rounding(kind, scan):
+    head, options = KINDS[kind]
+    plain = model(head, **options, scan=scan)
+    tiled = plain.clone(attention_block=4)
+    params = parameters(plain)
+
+    def loss(params, module):
+        y = module.apply({"params": params}, TOKENS, train=False, segments=SEGMENTS)
+        return jnp.sum(jnp.square(y * (SEGMENTS > 0)[..., None]))
+
+    expected, theirs = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, plain)
+    found, ours = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, tiled)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # float32, three blocks deep
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
+
+
+def test_tiles_and_dropped_weights_are_refused():
+    module = model("lm", **SMALL, attention_block=4, attention_dropout=0.1)
+    with pytest.raises(ValueError, match="model.attention_block=4: weights .* are not dropped"):
+        module.init(jax.random.key(0), TOKENS, train=False)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma", "roberta", "untied masked"])
+def test_a_call_that_ends_at_the_states_goes_on_to_the_logits(kind):
+    head, options = KINDS[kind]
+    module = model(head, **options)
+    variables = {"params": parameters(module)}
+    whole = module.apply(variables, TOKENS, train=False, segments=SEGMENTS)
+    states = module.apply(variables, TOKENS, train=False, segments=SEGMENTS, hidden=True)
+    parts = [
+        module.apply(variables, None, states=part, train=False)
+        for part in (states[:, :4], states[:, 4:])
+    ]
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-5, atol=1e-5)  # float32

@@ -10,11 +10,11 @@ from research.ops.rotary import angles, frequencies, rotate
 
 
 def test_pairs_are_turned_as_complex_numbers():
-    x = np.random.default_rng(0).standard_normal((2, 3, 5, 8)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     positions = np.array([[0, 1, 2, 3, 4], [7, 0, 0, 1, 300]])
     found = rotate(jnp.asarray(x), *angles(jnp.asarray(positions), 8, base=100.0))
     speed = 100.0 ** (-np.arange(4) / 4)
-    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * positions[:, None, :, None] * speed)
+    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * positions[:, :, None, None] * speed)
     # The angle 300 has a rounding error of 3e-5 in float32.
     np.testing.assert_allclose(found, np.concatenate([turned.real, turned.imag], -1), atol=1e-4)
     assert rotate(jnp.asarray(x, jnp.bfloat16), *angles(positions, 8)).dtype == jnp.bfloat16

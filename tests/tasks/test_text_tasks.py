@@ -305,3 +305,48 @@ def test_rows_longer_than_a_rotary_models_context_are_told(tmp_path, sentences):
     )
     with pytest.raises(UserError, match=r"max_length=24: is more than config.model.context=16"):
         built(config)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"model__tied": "False", "task__objective": "masked", "model__causal": "False"},
+        {"lora__rank": "2", "lora__layers": "('embed',)", "lora__train": "()"},
+        {
+            "lora__rank": "2",
+            "lora__layers": "('head',)",
+            "lora__train": "()",
+            "model__tied": "False",
+        },
+    ],
+)
+def test_the_loss_of_a_language_model_in_blocks(tmp_path, sentences, keys):
+    """Tied and untied, with an adapter of the output's matrix, whose base is frozen."""
+    whole = built(config_of(tmp_path, sentences, "language_model", **keys))
+    params = jax.tree.map(
+        lambda x: x + 0.1 * np.random.default_rng(x.size).standard_normal(x.shape).astype(x.dtype),
+        whole[1],
+    )
+    blocks = built(config_of(tmp_path, sentences, "language_model", task__loss_block=40, **keys))
+    batch, rngs = whole[0].data.train_batch(0, slice(None)), {"dropout": jax.random.key(1)}
+
+    def total(task):
+        def loss(params):
+            out = task.loss(params, {}, batch, rngs)
+            return (out.losses * out.weights).sum(), (out.losses, out.sums["accuracy"])
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, expected), theirs = total(whole[0])
+    (_, found), ours = total(blocks[0])
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)  # float32
+    assert found[1] == expected[1]
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max()))
+    evaluated = [task.predict(params, {}, batch) for task in (whole[0], blocks[0])]
+    np.testing.assert_allclose(evaluated[1]["nll"], evaluated[0]["nll"], rtol=1e-5)
+    np.testing.assert_array_equal(evaluated[1]["hits"], evaluated[0]["hits"])
+    made = jax.make_jaxpr(lambda p: blocks[0].loss(p, {}, batch, rngs).losses)(params)
+    assert f"8,24,{whole[0].about['vocab_size']}]" not in str(made)

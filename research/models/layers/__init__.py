@@ -82,7 +82,7 @@ class Dense(nn.Module):
         y = ops_dense.dense(x.astype(self.dtype), kernel.astype(self.dtype), wide=self.wide)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + bias.astype(y.dtype)
+            y = ops_dense.add_bias(y, bias.astype(y.dtype))
         return y
 
 

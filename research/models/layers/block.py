@@ -4,7 +4,7 @@ B examples, T tokens, D width, H heads, K heads of keys and values, E width of a
 S slots of a cache.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,22 +12,16 @@ import jax.numpy as jnp
 
 from research.models.layers import Dense
 from research.models.layers.cache import Slots
+from research.models.layers.context import Context
 from research.models.layers.norm import Norm
 from research.models.layers.options import ACTIVATIONS, Options, normal
-from research.ops.attention import attend
+from research.ops.attention import attend, attention
 from research.ops.dropout import dropout
 from research.ops.rotary import rotate
 from research.ops.slots import write
 
 # Tell the dropouts of one block apart. Not by path: under a scan all blocks have one path, and masks must not change.
 SALT_WEIGHTS, SALT_ATTENTION, SALT_MLP = 1, 2, 3
-
-
-class Context(NamedTuple):
-    """What a block reads beside its input, the same for all blocks of one kind."""
-
-    mask: jax.Array | None  # bool [B or 1, T, S]: who sees whom
-    turns: tuple[jax.Array, jax.Array] | None  # cos and sin of rotary positions
 
 
 class Block(nn.Module):
@@ -85,28 +79,28 @@ class Attention(nn.Module):
             y = y.reshape(b, t, count, o.head_width)
             if o.qk_norm and name != "value":
                 y = Norm("rms", o.norm_epsilon, o.norm_offset, name=f"{name}_norm")(y)
-            y = y.swapaxes(1, 2)  # [B, heads, T, E]
             return rotate(y, *context.turns) if context.turns and name != "value" else y
 
         q, k, v = heads("query", o.heads), heads("key", o.kv_heads), heads("value", o.kv_heads)
-        if slots is not None:
+        how: dict[str, Any] = {
+            "mask": context.mask,
+            "scale": o.attention_scale,
+            "softcap": o.attention_softcap,
+            "keys": keys,
+            "rate": o.attention_dropout,
+            "salt": SALT_WEIGHTS,
+        }
+        if slots is None:
+            wanted = self.is_mutable_collection("intermediates")
+            tiles = (context.view, o.attention_block) if context.view else None
+            y, weights = attention(q, k, v, causal=o.causal, weights=wanted, tiles=tiles, **how)
+            self.sow("intermediates", "weights", weights)
+        else:
+            q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))  # [B, heads, T, E]
             k, v = write((slots.keys, slots.values), (k, v), slots.place)
             slots = Slots(k, v, slots.place)
-        y, weights = attend(
-            q,
-            k,
-            v,
-            mask=context.mask,
-            causal=o.causal and slots is None,
-            scale=o.attention_scale,
-            softcap=o.attention_softcap,
-            keys=keys,
-            rate=o.attention_dropout,
-            salt=SALT_WEIGHTS,
-        )
-        if slots is None:
-            self.sow("intermediates", "weights", weights)
-        y = y.swapaxes(1, 2).reshape(b, t, o.heads * o.head_width)
+            y = attend(q, k, v, **how)[0].swapaxes(1, 2)
+        y = y.reshape(b, t, o.heads * o.head_width)
         return Dense(o.width, normal(o), o.dtype, o.out_bias, name="out")(y), slots
 
 
@@ -124,8 +118,8 @@ class Mlp(nn.Module):
             gate = Dense(o.hidden, normal(), o.dtype, o.mlp_bias, name="gate")(x)
             y = jax.checkpoint(lambda gate, up: activation(gate) * up)(gate, up)
         else:
-            # What the gradient needs of it is cheaper to compute again than to keep.
-            y = jax.checkpoint(activation)(up)
+            # What the gradient needs of it is cheaper to compute again than to keep; gelu's sees to that itself.
+            y = activation(up) if o.activation == "gelu" else jax.checkpoint(activation)(up)
         return Dense(o.width, normal(o), o.dtype, o.mlp_bias, name="down")(y)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from research.ops.activations import gelu
 from research.ops.rotary import frequencies
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "silu": nn.silu,
     "relu": nn.relu,
@@ -57,6 +58,7 @@ class Options:
     attention_softcap: float
     dropout: float
     attention_dropout: float
+    attention_block: int
     dtype: Any
 
 
@@ -127,6 +129,13 @@ def check(model: Any, length: int, *, cached: bool) -> None:
         raise ValueError(
             "model.causal=True: a hidden token would not be foretold from those after it; set it to False, or "
             "config.task.objective='causal'"
+        )
+    if model.attention_block < 0:
+        raise ValueError(f"model.attention_block={model.attention_block} must be at least 0")
+    if model.attention_block and model.attention_dropout:
+        raise ValueError(
+            f"model.attention_block={model.attention_block}: weights that are made twice, tile by tile, are not "
+            f"dropped; set model.attention_dropout={model.attention_dropout} to 0, or model.attention_block"
         )
     if cached and model.head != "lm":
         raise ValueError(f"a cache is for causal language models; this is head {model.head!r}")
