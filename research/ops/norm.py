@@ -9,8 +9,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.ops.dense import column_sums
-
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
@@ -74,4 +72,5 @@ def _row_means(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _columns(x: jax.Array) -> jax.Array:
-    return column_sums(x.reshape(-1, x.shape[-1]))
+    """Plain sums: as products with ones they cost MiniLM's step a tenth, though alone they are faster."""
+    return x.reshape(-1, x.shape[-1]).sum(0)
