@@ -7,11 +7,12 @@ product that they are takes down to a third of the time. With 3x3 kernels, no st
 algorithm (research/ops/winograd.py) takes about half.
 
 Its gradient by the kernel is bad there: it contracts over B*H*W, up to millions of terms, for a result of a few
-thousand numbers. Winograd's algorithm takes half to two thirds of its time. As matrix products (`_by_rows`) it takes a fifth of
-the time for 1x1 kernels, half for pictures of one channel, and less than XLA's up to about 32 channels and where the
-kernel makes steps; else the copies cost more than they save. benchmarks/ops.py prints the comparison.
+thousand numbers. Winograd's algorithm takes half to two thirds of its time. As matrix products (`_by_rows`) it takes a
+fifth of the time for 1x1 kernels, half for pictures of one channel, and less than XLA's up to about 32 channels and
+where the kernel makes steps; else the copies cost more than they save. benchmarks/ops.py prints the comparison.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -126,7 +127,8 @@ def _backward(stride, padding, saved, g):
     def by_kernel(x, kernel, g):
         return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](g)[0]
 
-    fast_by_input, fast_by_kernel = by_input, partial(_by_rows, stride=stride, padding=padding)
+    fast_by_input: Callable = by_input
+    fast_by_kernel: Callable = partial(_by_rows, stride=stride, padding=padding)
     if _is_product(kernel, stride, padding):
         fast_by_input = lambda kernel, g: dense(g, kernel[0, 0].T)  # noqa: E731
     elif _tiles_are_fast(x, kernel, stride, padding):
