@@ -1,24 +1,31 @@
-"""Convolution of pictures, with the weight gradient in the form that is fast on a CPU.
+"""Convolution of pictures, in the forms that are fast on a CPU.
 
 B examples, H, W height and width, K, N kernel height and width, C channels in, D channels out.
 
-XLA's forward convolution and its gradient by the input are good everywhere but for 1x1 kernels, where on a CPU the
-matrix product that they are takes down to a third of the time. Its gradient by the kernel is not, on a CPU: there it
-contracts over B*H*W, up to millions of terms, for a result of a few thousand numbers. As matrix products (`_by_rows`)
-it takes a fifth of the time for 1x1 kernels, half for pictures of one channel, and less than XLA's up to about 32
-channels; above that the copies cost more than they save. benchmarks/ops.py prints the comparison.
+XLA's forward convolution and its gradient by the input are good on a CPU but for two cases. With 1x1 kernels the matrix
+product that they are takes down to a third of the time. With 3x3 kernels, no steps and many channels Winograd's
+algorithm (research/ops/winograd.py) takes about half.
+
+Its gradient by the kernel is bad there: it contracts over B*H*W, up to millions of terms, for a result of a few
+thousand numbers. Winograd's algorithm takes half to two thirds of its time. As matrix products (`_by_rows`) it takes a
+fifth of the time for 1x1 kernels, half for pictures of one channel, and less than XLA's up to about 32 channels and
+where the kernel makes steps; else the copies cost more than they save. benchmarks/ops.py prints the comparison.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from research.ops import winograd
 from research.ops.dense import dense
+from research.ops.order import after
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CACHE_BYTES = 8 << 20  # copies that do not fit a core's share of the cache cost too much
+TILES = 128  # for fewer, the transform of the kernel takes longer than what it saves
 
 
 def conv2d(
@@ -37,7 +44,10 @@ def conv2d(
     Returns:
       [B, H', W', D]. Where the kernel's gradient is rewritten, forward-mode differentiation is not defined.
     """
-    if not _rows_are_fast(x.shape, kernel.shape, stride):
+    rewritten = _rows_are_fast(x.shape, kernel.shape, stride) or _tiles_are_fast(
+        x, kernel, stride, padding
+    )
+    if not rewritten:
         return conv2d_plain(x, kernel, stride=stride, padding=padding)
     return _conv2d(x, kernel, stride, padding)
 
@@ -65,18 +75,38 @@ def _rows_are_fast(x: tuple, kernel: tuple, stride: int) -> bool:
         return True
     if not isinstance(b, int):  # left open, in a program that only predicts
         return False
+    if stride > 1 and c >= 64:  # XLA's, with steps in the kernel, copies both operands
+        return d >= 32
     copies = 4 * b * h * (w // stride) * cols * c  # bytes
     return d >= 32 and (c <= 4 or (c <= 32 and copies <= CACHE_BYTES))
+
+
+def _tiles_are_fast(x: jax.Array, kernel: jax.Array, stride: int, padding: str | int) -> bool:
+    """Where Winograd's algorithm beats XLA's convolution on a CPU; measured on jax 0.10.2 and 0.12.0.1."""
+    rows, cols, c, d = kernel.shape
+    if (rows, cols, stride) != (3, 3, 1) or min(c, d) < 64 or not isinstance(x.shape[0], int):
+        return False
+    if x.dtype not in (jnp.float32, jnp.float64):
+        return False  # a sum of two inputs would be rounded before it is multiplied
+    zeros = pads(x, kernel, stride, padding)
+    sides = [size + sum(zero) - 2 for size, zero in zip(x.shape[1:3], zeros, strict=True)]
+    if min(sides) < 1 or not all(0 <= zero <= 2 for pair in zeros for zero in pair):
+        return False
+    tiles = -(-sides[0] // 2) * -(-sides[1] // 2)
+    filled = sides[0] * sides[1] / (4 * tiles)
+    return filled > 0.75 and x.shape[0] * tiles >= TILES
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
     plain = partial(conv2d_plain, stride=stride, padding=padding)
-    if not _is_product(kernel, stride, padding):
+    if _is_product(kernel, stride, padding):
+        fast = lambda x, kernel: dense(x, kernel[0, 0])  # noqa: E731
+    elif _tiles_are_fast(x, kernel, stride, padding):
+        fast = partial(winograd.value, pads=pads(x, kernel, stride, padding))
+    else:
         return plain(x, kernel)
-    return lax.platform_dependent(
-        x, kernel, cpu=lambda x, kernel: dense(x, kernel[0, 0]), default=plain
-    )
+    return lax.platform_dependent(x, kernel, cpu=fast, default=plain)
 
 
 def _is_product(kernel: jax.Array, stride: int, padding: str | int) -> bool:
@@ -94,18 +124,22 @@ def _backward(stride, padding, saved, g):
     def by_input(kernel, g):
         return jax.vjp(lambda x: plain(x, kernel), x)[1](g)[0]
 
+    def by_kernel(x, kernel, g):
+        return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](g)[0]
+
+    fast_by_input: Callable = by_input
+    fast_by_kernel: Callable = partial(_by_rows, stride=stride, padding=padding)
     if _is_product(kernel, stride, padding):
-        product = lambda kernel, g: dense(g, kernel[0, 0].T)  # noqa: E731
-        dx = lax.platform_dependent(kernel, g, cpu=product, default=by_input)
-    else:
+        fast_by_input = lambda kernel, g: dense(g, kernel[0, 0].T)  # noqa: E731
+    elif _tiles_are_fast(x, kernel, stride, padding):
+        zeros = pads(x, kernel, stride, padding)
+        fast_by_input = partial(winograd.by_input, pads=zeros)
+        fast_by_kernel = lambda x, kernel, g: winograd.by_kernel(x, g, zeros)  # noqa: E731
+    if fast_by_input is by_input:
         dx = by_input(kernel, g)
-    dkernel = lax.platform_dependent(
-        x,
-        kernel,
-        g,
-        cpu=partial(_by_rows, stride=stride, padding=padding),
-        default=lambda x, kernel, g: jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](g)[0],
-    )
+    else:
+        dx = lax.platform_dependent(kernel, g, cpu=fast_by_input, default=by_input)
+    dkernel = lax.platform_dependent(x, kernel, g, cpu=fast_by_kernel, default=by_kernel)
     return dx, dkernel
 
 
@@ -120,7 +154,7 @@ def _by_rows(x: jax.Array, kernel: jax.Array, g: jax.Array, *, stride: int, padd
     """
     (k, n, c, d), (_, h, w, _) = kernel.shape, g.shape
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    x = jnp.pad(x.astype(wide), ((0, 0), *pads(x, kernel, stride, padding), (0, 0)))
+    x = jnp.pad(after(g, x).astype(wide), ((0, 0), *pads(x, kernel, stride, padding), (0, 0)))
     g = g.astype(wide).reshape(-1, d)
     across = [x[:, :, j : j + (w - 1) * stride + 1 : stride] for j in range(n)]
     columns = jnp.concatenate(across, -1)  # [B, H + padding, W', N*C]

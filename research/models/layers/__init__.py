@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from research.ops import dense as ops_dense
 from research.ops import dropout as ops_dropout
+from research.ops.batch_norm import batch_norm as batch_norm_op
 from research.ops.conv import conv2d
 from research.ops.depthwise import depthwise_conv2d
 
@@ -95,10 +96,14 @@ class Embed(nn.Embed):
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's, with the choice of statistics made when it is built, so that an interceptor may still overrule it."""
+    """Flax's, with the choice of statistics made when it is built, so that an interceptor may still overrule it.
+
+    Statistics of a batch are taken by research/ops/batch_norm.py, unless a mask leaves entries out.
+    """
 
     train: bool = False
 
+    @nn.compact
     def __call__(
         self,
         x: jax.Array,
@@ -107,7 +112,18 @@ class BatchNorm(nn.BatchNorm):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         running = not self.train if use_running_average is None else use_running_average
-        return super().__call__(x, use_running_average=running, mask=mask)
+        if running or mask is not None or self.is_initializing():
+            return super().__call__(x, use_running_average=running, mask=mask)
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        y, *new = batch_norm_op(x, scale, bias, self.epsilon, self.axis_name)
+        if self.is_mutable_collection("batch_stats"):
+            for kept, seen in zip((mean, variance), new, strict=True):
+                kept.value = self.momentum * kept.value + (1 - self.momentum) * seen
+        return y.astype(self.dtype or y.dtype)
 
 
 def named(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
