@@ -27,6 +27,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.turns import serve, timed
 from research.ops.memory import keep_freed_memory
 
 Batch = dict[str, torch.Tensor]
@@ -37,7 +38,7 @@ def main(folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     settings = json.loads((folder / "settings.json").read_text())
     data = {split: Rows(folder / f"{split}.npz") for split in ("train", "validation")}
-    timed: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
 
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
         if asked["do"] == "train":
@@ -49,22 +50,15 @@ def main(folder: Path, threads: int) -> None:
             parts = views(model, lambda p: p.grad)
             np.savez(folder / "gradient.npz", **{name: g.numpy() for name, g in parts.items()})
             return {"loss": loss.item(), "parameters": sum(p.numel() for p in model.parameters())}
-        if not timed:
+        if not kept:
             model = initial(folder, settings)
-            timed.update(step=make_step(model, settings), done=0)
-        times: dict[str, list[float]] = {"ms": [], "processor_ms": []}
-        for _ in range(asked["steps"]):
-            n = timed["done"] % settings["steps"]
-            batch = data["train"].batch(n)
-            start = time.perf_counter(), time.process_time()
-            timed["step"](n, batch)
-            times["ms"].append((time.perf_counter() - start[0]) * 1e3)
-            times["processor_ms"].append((time.process_time() - start[1]) * 1e3)
-            timed["done"] += 1
-        return times
+            kept.update(step=make_step(model, settings), done=0)
+        numbers = [(kept["done"] + i) % settings["steps"] for i in range(asked["steps"])]
+        given = iter([(n, data["train"].batch(n)) for n in numbers])
+        kept["done"] += asked["steps"]
+        return timed(lambda: kept["step"](*next(given)), asked["steps"])
 
-    for line in sys.stdin:
-        print(json.dumps({**answer(json.loads(line)), "version": torch.__version__}), flush=True)
+    serve(lambda asked: {**answer(asked), "version": torch.__version__})
 
 
 def train(folder: Path, settings: dict[str, Any], data: dict[str, "Rows"]) -> dict[str, Any]:
