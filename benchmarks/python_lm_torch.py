@@ -155,9 +155,13 @@ class Rows:
         return len(self._fields["mask"])
 
     def batch(self, n: int) -> Batch:
-        batch = {name: field[n] for name, field in self._fields.items()}
-        whole = {name: batch[name].long() for name in ("tokens", "targets", "positions")}
-        return {**batch, **whole, "weights": batch["weights"] * batch["mask"][:, None]}
+        return converted({name: field[n] for name, field in self._fields.items()})
+
+
+def converted(batch: Batch) -> Batch:
+    """Returns a batch with indices as PyTorch wants them, and the padding's weights 0."""
+    whole = {name: batch[name].long() for name in ("tokens", "targets", "positions")}
+    return {**batch, **whole, "weights": batch["weights"] * batch["mask"][:, None]}
 
 
 class Model(nn.Module):

@@ -1,10 +1,12 @@
 """How long a user waits: for --help, for --mode=check, and for the first train step, caches warm.
 
-    python benchmarks/startup.py
+    python benchmarks/startup.py [--rounds=5] [--json=FILE]
 
 Each is a process of its own, timed from outside, five times; the median and the range are printed.
 """
 
+import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -32,21 +34,37 @@ def seconds(*flags: str, until: str | None = None) -> float:
     return took
 
 
-def report(name: str, *flags: str, until: str | None = None, fresh: bool = False) -> None:
+def measured(
+    name: str, rounds: int, *flags: str, until: str | None = None, fresh: bool = False
+) -> dict[str, object]:
     times = []
-    for _ in range(6):
+    for _ in range(rounds + 1):
         with tempfile.TemporaryDirectory() as workdir:
             times.append(
                 seconds(*flags, *([f"--workdir={workdir}/run"] if fresh else []), until=until)
             )
     times = times[1:]  # the first fills the caches
-    print(
-        f"{name:34s} {statistics.median(times):6.2f} s  ({min(times):.2f} to {max(times):.2f})",
-        flush=True,
-    )
+    median, low, high = statistics.median(times), min(times), max(times)
+    print(f"{name:34s} {median:6.2f} s  ({low:.2f} to {high:.2f})", flush=True)
+    return {"median": median, "range": [low, high]}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--json", default="", help="a file for the figures")
+    given = options.parse_args()
+    n, often = given.rounds, "--config.log.every=steps=1"
+    found = {
+        "--help": measured("--help", n, "--help"),
+        "--mode=check": measured("--mode=check", n, CONFIG, "--mode=check"),
+        "first train step": measured(
+            "first train step", n, CONFIG, often, until="step 1/", fresh=True
+        ),
+    }
+    if given.json:
+        Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    report("--help", "--help")
-    report("--mode=check", CONFIG, "--mode=check")
-    report("first train step", CONFIG, "--config.log.every=steps=1", until="step 1/", fresh=True)
+    main()

@@ -123,6 +123,18 @@ def in_turn(
     return taken
 
 
+def peak_mb() -> float:
+    """Returns the most memory, in MiB, that this process has had resident until now."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / (2**20 if sys.platform == "darwin" else 1024)
+
+
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
     """Ours over theirs, round by round: what slows a whole round down then counts on both sides."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]

@@ -1,0 +1,79 @@
+"""The picture of what benchmarks/bench.py found: ratios as bars, and what grows."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.results import rows
+
+COLOURS = {"PyTorch": "C1", "transformers": "C1", "Keras on TensorFlow": "C2"}
+PALE = ", memory kept"  # a rival with a setting that it does not come with
+TITLES = 58  # letters of a bar's name
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Bars of ours/theirs with a line at 1; below, the step's time against each size, with the arithmetic's dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bars = rows(found["subjects"])
+    grown = [s for s in found["subjects"].values() if "exponents" in s]
+    height = 0.17 * len(bars) + 0.8
+    figure, axes = plt.subplots(
+        2, 1, figsize=(8, height + 3.2), dpi=110, height_ratios=[max(height, 1), 3]
+    )
+    draw_ratios(axes[0], bars)
+    draw_growth(axes[1], grown)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_ratios(axis: Any, bars: list[dict[str, Any]]) -> None:
+    names, seen = [], set()
+    for i, bar in enumerate(bars):
+        rival = bar["rival"]
+        axis.barh(
+            i, bar["ratio"] - 1, left=1, height=0.7, color=COLOURS.get(rival.split(",")[0], "C7"),
+            alpha=0.5 if rival.endswith(PALE) else 1.0,
+            label=None if rival in seen else rival,
+        )  # fmt: skip
+        seen.add(rival)
+        axis.text(
+            bar["ratio"], i, f" {bar['ratio']:.2f} ", va="center", fontsize=6,
+            ha="left" if bar["ratio"] >= 1 else "right",
+        )  # fmt: skip
+        names.append(f"{bar['title'].split(',')[0]}: {bar['what']}"[:TITLES])
+    axis.axvline(1.0, color="k", lw=1)
+    axis.set_yticks(range(len(bars)), names, fontsize=6)
+    axis.set_ylim(len(bars) - 0.5, -0.5)
+    ratios = [bar["ratio"] for bar in bars] or [1.0]
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(min(0.4, min(ratios) * 0.75), max(1.6, max(ratios) * 1.3))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.tick_params(axis="x", labelsize=7)
+    axis.set_title("ours / theirs on a CPU; left of the line ours is better", fontsize=9)
+    if bars:
+        axis.legend(fontsize=7, frameon=False, loc="lower right")
+
+
+def draw_growth(axis: Any, grown: list[dict[str, Any]]) -> None:
+    for i, subject in enumerate(grown):
+        sizes = [size / subject["sizes"][0] for size in subject["sizes"]]
+        points = subject["points"]
+        times, work = ([point[key] / points[0][key] for point in points] for key in ("ms", "gflop"))
+        exponents = (subject["exponents"][key]["all"] for key in ("time", "time_arithmetic"))
+        label = "{}: {:.2f} ({:.2f})".format(subject["title"], *exponents)
+        axis.plot(sizes, times, "o-", ms=3, lw=1.2, color=f"C{i}", label=label)
+        axis.plot(sizes, work, "--", lw=0.8, color=f"C{i}")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_formatter("{x:g}")
+    axis.set_xlabel("times the smallest size", fontsize=7)
+    axis.set_ylabel("times the smallest's step", fontsize=7)
+    axis.tick_params(labelsize=7)
+    axis.set_title("a step's time as work grows, and the arithmetic's (dashed)", fontsize=9)
+    if grown:
+        axis.legend(fontsize=7, frameon=False, title="exponent (arithmetic's)", title_fontsize=7)
