@@ -79,6 +79,6 @@ $(VENV)/.installed-parity: requirements-parity.txt requirements-export.txt $(VEN
 $(VENV)/.installed-bench: requirements-bench.txt requirements-parity.txt requirements-export.txt $(VENV)/.installed-test
 	@echo "Adding PyTorch, TensorFlow and what else is measured to $(VENV) ..."
 	@rm -f $(VENV)/.installed
-	@$(PIP) --no-deps --retries 1 --timeout 10 --index-url $(TORCH_INDEX) $$(grep '^torch==' requirements-parity.txt) \
-	    || echo "$(TORCH_INDEX) gave none; the default index's torch will do" >&2
+	@$(PIP) --no-deps --retries 1 --timeout 10 --index-url $(TORCH_INDEX) $$(grep '^torch' requirements-parity.txt) \
+	    || echo "$(TORCH_INDEX) gave none; those of the default index will do" >&2
 	@$(PIP) -r requirements-bench.txt && touch $(VENV)/.installed $(VENV)/.installed-test $@

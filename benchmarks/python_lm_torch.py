@@ -127,8 +127,15 @@ def loss_of(model: "Model", batch: Batch) -> tuple[torch.Tensor, int]:
     """The mean over the targets that count, and how many those are."""
     counted = batch["weights"] > 0
     targets = torch.where(counted, batch["targets"], -100)
-    logits = model(batch["tokens"], batch["positions"], batch["segments"])
+    logits = model(batch["tokens"], batch["positions"], mask_of(batch["segments"]))
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), int(counted.sum())
+
+
+def mask_of(segments: torch.Tensor) -> torch.Tensor | None:
+    """What a token sees, [B, 1, T, T], where a row holds several documents. Padding sees itself and counts nowhere."""
+    if int(segments.max()) <= 1:
+        return None
+    return (segments[:, :, None] == segments[:, None, :]).tril()[:, None]
 
 
 @torch.no_grad()
@@ -177,12 +184,8 @@ class Model(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor
+        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        mask = None
-        if int(segments.max()) > 1:
-            same = segments[:, :, None] == segments[:, None, :]
-            mask = same.tril()[:, None]  # [B, 1, T, T]; padding, which counts nowhere, sees itself
         x = self.embed(tokens) + self.position(positions)
         for block in self.blocks:
             x = block(x, mask)

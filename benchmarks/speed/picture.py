@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.speed.results import rows
 
 COLOURS = {"PyTorch": "C1", "transformers": "C1", "Keras on TensorFlow": "C2"}
-PALE = ", memory kept"  # a rival with a setting that it does not come with
+KEPT = ", memory kept"  # a rival with a setting that it does not come with
 TITLES = 58  # letters of a bar's name
 
 
@@ -18,44 +18,50 @@ def draw(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     bars = rows(found["subjects"])
+    kept = {key(bar): bar["ratio"] for bar in bars if bar["rival"].endswith(KEPT)}
+    bars = [bar for bar in bars if not bar["rival"].endswith(KEPT)]
     grown = [s for s in found["subjects"].values() if "exponents" in s]
-    height = 0.17 * len(bars) + 0.8
+    heights = [0.17 * len(bars) + 0.8, 3.0][: 2 if grown else 1]
     figure, axes = plt.subplots(
-        2, 1, figsize=(8, height + 3.2), dpi=110, height_ratios=[max(height, 1), 3]
+        len(heights), 1, figsize=(8, sum(heights)), dpi=110, height_ratios=heights, squeeze=False
     )
-    draw_ratios(axes[0], bars)
-    draw_growth(axes[1], grown)
+    draw_ratios(axes[0, 0], bars, kept)
+    if grown:
+        draw_growth(axes[1, 0], grown)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
 
 
-def draw_ratios(axis: Any, bars: list[dict[str, Any]]) -> None:
+def key(bar: dict[str, Any]) -> tuple[str, str, str]:
+    return bar["subject"], bar["what"], bar["rival"].removesuffix(KEPT)
+
+
+def draw_ratios(axis: Any, bars: list[dict[str, Any]], kept: dict[tuple, float]) -> None:
     names, seen = [], set()
     for i, bar in enumerate(bars):
-        rival = bar["rival"]
-        axis.barh(
-            i, bar["ratio"] - 1, left=1, height=0.7, color=COLOURS.get(rival.split(",")[0], "C7"),
-            alpha=0.5 if rival.endswith(PALE) else 1.0,
-            label=None if rival in seen else rival,
-        )  # fmt: skip
+        rival, ratio = bar["rival"].split(",")[0], bar["ratio"]
+        label = None if rival in seen else rival
         seen.add(rival)
-        axis.text(
-            bar["ratio"], i, f" {bar['ratio']:.2f} ", va="center", fontsize=6,
-            ha="left" if bar["ratio"] >= 1 else "right",
-        )  # fmt: skip
+        axis.barh(i, ratio - 1, left=1, height=0.7, color=COLOURS.get(rival, "C7"), label=label)
+        if (other := kept.get(key(bar))) is not None:
+            label = None if KEPT in seen else "the same with our setting of malloc"
+            seen.add(KEPT)
+            axis.plot(other, i, "D", ms=2.5, color="k", label=label)
+        side = {"va": "center", "ha": "left" if ratio >= 1 else "right"}
+        axis.text(ratio, i, f" {ratio:.2f} ", fontsize=6, **side)
         names.append(f"{bar['title'].split(',')[0]}: {bar['what']}"[:TITLES])
     axis.axvline(1.0, color="k", lw=1)
     axis.set_yticks(range(len(bars)), names, fontsize=6)
     axis.set_ylim(len(bars) - 0.5, -0.5)
-    ratios = [bar["ratio"] for bar in bars] or [1.0]
+    ratios = [bar["ratio"] for bar in bars] + list(kept.values()) or [1.0]
     axis.set_xscale("log", base=2)
     axis.set_xlim(min(0.4, min(ratios) * 0.75), max(1.6, max(ratios) * 1.3))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.tick_params(axis="x", labelsize=7)
     axis.set_title("ours / theirs on a CPU; left of the line ours is better", fontsize=9)
     if bars:
-        axis.legend(fontsize=7, frameon=False, loc="lower right")
+        axis.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def draw_growth(axis: Any, grown: list[dict[str, Any]]) -> None:

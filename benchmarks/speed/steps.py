@@ -32,7 +32,7 @@ def compare(name: str, subject: Subject, theirs: str, work: Path, rounds: int, t
         asked = dict(do="make", subject=name, folder=str(folder), threads=threads)
         for rival in subject.rivals:
             way = shown(rival)
-            side = Worker(theirs, rival.script, threads=threads)
+            side = Worker(theirs, rival.script, threads=threads, wait=rival.wait)
             sides.append(side)
             try:
                 told = side.ask(how=rival.how, vocabulary=about["vocabulary"], **asked)
@@ -41,6 +41,9 @@ def compare(name: str, subject: Subject, theirs: str, work: Path, rounds: int, t
                 ways.setdefault(rival.name, {})[way] = side
             except Ended as error:
                 tried.setdefault(rival.name, {})[way] = {"error": str(error)}
+        for rival_name in tried:
+            if rival_name not in ways:
+                raise SystemExit(f"error: {rival_name} failed in all ways; its words are above")
         turns = {"ours": ours}
         for rival_name, each in ways.items():
             best = min(each, key=lambda way: tried[rival_name][way]["ms"])
@@ -85,7 +88,8 @@ def demand_same_size(rival: str, ours: int, theirs: int) -> None:
 
 
 def shown(rival: Rival) -> str:
-    return ", ".join(rival.how) or "as it comes"
+    how = [name for name in rival.how if name != "kept"] + ["waiting asleep"] * bool(rival.wait)
+    return ", ".join(how) or "as it comes"
 
 
 def warmed(side: Worker) -> float:

@@ -15,6 +15,7 @@ class Rival(NamedTuple):
     name: str  # whose figures these are; of several ways with one name the fastest counts
     script: str  # a file of benchmarks/
     how: dict[str, Any]  # what the file reads
+    wait: str = ""  # how its threads wait for work; see `benchmarks.turns.Worker`
 
 
 class Subject(NamedTuple):
@@ -30,12 +31,16 @@ class Subject(NamedTuple):
 
 
 def torch(*ways: dict[str, Any], name: str = "PyTorch") -> tuple[Rival, ...]:
-    """PyTorch as it comes, and with what freed memory costs left out, as it is on our side."""
-    script = "speed/torch_side.py"
-    asked = ways or ({},)
-    return (
-        *(Rival(name, script, how) for how in asked),
-        *(Rival(f"{name}, memory kept", script, {"kept": True, **how}) for how in asked),
+    """PyTorch as it comes, and with what freed memory costs left out, as it is on our side.
+
+    Its threads wait busily, which other programs disturb, or asleep, which takes longer to wake from.
+    """
+    sides = {name: {}, f"{name}, memory kept": {"kept": True}}
+    return tuple(
+        Rival(side, "speed/torch_side.py", {**kept, **how}, wait)
+        for side, kept in sides.items()
+        for how in ways or ({},)
+        for wait in ("", "PASSIVE")
     )
 
 

@@ -11,7 +11,6 @@ other side), channels_last and compiled (torch.compile). ViT-tiny is timm's, Min
 that of freezing_torch.py and the GPT that of python_lm_torch.py.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -158,6 +157,9 @@ def resnet(vocabulary: int) -> tuple:
 
 
 def vit(vocabulary: int) -> tuple:
+    from generation_torch import declare_torchvision
+
+    declare_torchvision()
     import timm
 
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10)
@@ -191,7 +193,9 @@ def gpt(vocabulary: int) -> tuple:
 
 
 def minilm(vocabulary: int) -> tuple:
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    from generation_torch import declare_torchvision
+
+    declare_torchvision()
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
