@@ -33,14 +33,15 @@ class Subject(NamedTuple):
 def torch(*ways: dict[str, Any], name: str = "PyTorch") -> tuple[Rival, ...]:
     """PyTorch as it comes, and with what freed memory costs left out, as it is on our side.
 
-    Its threads wait busily, which other programs disturb, or asleep, which takes longer to wake from.
+    Its threads wait busily, which other programs disturb, or asleep, which takes longer to wake from; compiling takes
+    long enough once.
     """
     sides = {name: {}, f"{name}, memory kept": {"kept": True}}
     return tuple(
         Rival(side, "speed/torch_side.py", {**kept, **how}, wait)
         for side, kept in sides.items()
         for how in ways or ({},)
-        for wait in ("", "PASSIVE")
+        for wait in (("",) if how.get("compiled") else ("", "PASSIVE"))
     )
 
 
@@ -177,8 +178,11 @@ SUBJECTS = {
 def write_texts(work: Path) -> None:
     """Writes texts/*.txt for language models and sentences.jsonl to classify, of words that come with Python.
 
-    Twelve long texts, so that most rows hold one document; sentences of 90 words, which fill any row.
+    Twelve long texts, so that most rows hold one document; sentences of 90 words, which fill any row. What is there
+    stays: prepared data is found by its files' dates.
     """
+    if (work / "sentences.jsonl").exists():
+        return
     import json
     from pydoc_data.topics import topics
 
@@ -187,7 +191,10 @@ def write_texts(work: Path) -> None:
     for i in range(12):
         (work / "texts" / f"{i:02d}.txt").write_text("\n\n".join(pages[i::12]))
     words, draw = " ".join(pages).split(), random.Random(0)
-    with open(work / "sentences.jsonl", "w") as file:
-        for i in range(2500):
-            line = {"text": " ".join(draw.choices(words, k=90)), "label": ("no", "yes")[i % 2]}
-            file.write(json.dumps(line) + "\n")
+    rows = [
+        {"text": " ".join(draw.choices(words, k=90)), "label": ("no", "yes")[i % 2]}
+        for i in range(2500)
+    ]
+    whole = work / "sentences.jsonl.new"
+    whole.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole.rename(work / "sentences.jsonl")
