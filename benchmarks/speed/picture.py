@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.results import rows
+from benchmarks.speed import results
 
 COLOURS = {"PyTorch": "C1", "transformers": "C1", "Keras on TensorFlow": "C2"}
 KEPT = ", memory kept"  # a rival with a setting that it does not come with
+LIMITS = 1 / 8, 4  # longer bars are cut
 TITLES = 58  # letters of a bar's name
 
 
@@ -17,11 +18,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    bars = rows(found["subjects"])
+    bars = results.rows(found["subjects"])
     kept = {key(bar): bar["ratio"] for bar in bars if bar["rival"].endswith(KEPT)}
-    bars = [bar for bar in bars if not bar["rival"].endswith(KEPT)]
+    bars = sorted((bar for bar in bars if not bar["rival"].endswith(KEPT)), key=place)
     grown = [s for s in found["subjects"].values() if "exponents" in s]
-    heights = [0.17 * len(bars) + 0.8, 3.0][: 2 if grown else 1]
+    heights = [0.17 * len(bars) + 1.1, 3.0][: 2 if grown else 1]
     figure, axes = plt.subplots(
         len(heights), 1, figsize=(8, sum(heights)), dpi=110, height_ratios=heights, squeeze=False
     )
@@ -31,6 +32,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def place(bar: dict[str, Any]) -> int:
+    """Bars of one kind stand together."""
+    kinds = "train step", "from command", "a ", "inference", "peak memory"
+    return next(i for i, kind in enumerate((*kinds, "")) if bar["what"].startswith(kind))
 
 
 def key(bar: dict[str, Any]) -> tuple[str, str, str]:
@@ -47,21 +54,21 @@ def draw_ratios(axis: Any, bars: list[dict[str, Any]], kept: dict[tuple, float])
         if (other := kept.get(key(bar))) is not None:
             label = None if KEPT in seen else "the same with our setting of malloc"
             seen.add(KEPT)
-            axis.plot(other, i, "D", ms=2.5, color="k", label=label)
-        side = {"va": "center", "ha": "left" if ratio >= 1 else "right"}
-        axis.text(ratio, i, f" {ratio:.2f} ", fontsize=6, **side)
+            axis.plot(min(max(other, LIMITS[0]), LIMITS[1]), i, "D", ms=2.5, color="k", label=label)
+        side = {"va": "center", "ha": "right" if ratio >= 1 else "left"}
+        axis.text(0.98 if ratio >= 1 else 1.02, i, results.shown(ratio), fontsize=6, **side)
         names.append(f"{bar['title'].split(',')[0]}: {bar['what']}"[:TITLES])
     axis.axvline(1.0, color="k", lw=1)
     axis.set_yticks(range(len(bars)), names, fontsize=6)
     axis.set_ylim(len(bars) - 0.5, -0.5)
-    ratios = [bar["ratio"] for bar in bars] + list(kept.values()) or [1.0]
     axis.set_xscale("log", base=2)
-    axis.set_xlim(min(0.4, min(ratios) * 0.75), max(1.6, max(ratios) * 1.3))
+    axis.set_xlim(*LIMITS)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.tick_params(axis="x", labelsize=7)
     axis.set_title("ours / theirs on a CPU; left of the line ours is better", fontsize=9)
     if bars:
-        axis.legend(fontsize=7, frameon=False, loc="lower left")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.6 / (0.17 * len(bars) + 0.3))}
+        axis.legend(fontsize=7, frameon=False, ncols=4, **below)
 
 
 def draw_growth(axis: Any, grown: list[dict[str, Any]]) -> None:

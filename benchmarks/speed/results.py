@@ -71,7 +71,8 @@ def table(subjects: dict[str, Any]) -> str:
         asked = ["-" if row[key] is None else f"{row[key]:.1f}" for key in ("most", "aim")]
         mine, other = (f"{shown(row[side])} {row['unit']}" for side in ("ours", "theirs"))
         cells = [f"{row['title']}: {row['what']}", mine, f"{other}, {row['rival']}"]
-        cells += [f"{row['ratio']:.2f}{' MISSED' if missed else ''}", *asked]
+        apart = f"{row['ratio']:.2f}" if row["ratio"] >= 0.1 else shown(row["ratio"])
+        cells += [f"{apart}{' MISSED' if missed else ''}", *asked]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
