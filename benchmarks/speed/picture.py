@@ -24,13 +24,18 @@ def draw(found: dict[str, Any], path: Path) -> None:
     grown = [s for s in found["subjects"].values() if "exponents" in s]
     heights = [0.17 * len(bars) + 1.1, 3.0][: 2 if grown else 1]
     figure, axes = plt.subplots(
-        len(heights), 1, figsize=(8, sum(heights)), dpi=110, height_ratios=heights, squeeze=False
+        len(heights),
+        1,
+        figsize=(8, sum(heights)),
+        dpi=110,
+        height_ratios=heights,
+        squeeze=False,
     )
+    figure.subplots_adjust(hspace=1.3 / (sum(heights) / len(heights)))
     draw_ratios(axes[0, 0], bars, kept)
     if grown:
         draw_growth(axes[1, 0], grown)
-    figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -70,7 +70,7 @@ class Run:
         self.parameters = sum(p.numel() for p in model.parameters())
         self._optimizer = optimizer_of(model.parameters())
         self._wanted = list(model.parameters())
-        self._model = torch.compile(model) if how.get("compiled") else model
+        self._model = torch.compile(model, dynamic=False) if how.get("compiled") else model
         self._done = 0
 
     def train(self, steps: int) -> dict[str, list[float]]:
