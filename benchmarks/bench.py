@@ -99,7 +99,7 @@ def measure(name: str, given: argparse.Namespace, work: Path, threads: int) -> d
     def ours(**env: str) -> Worker:
         return Worker(sys.executable, "speed/ours.py", threads=threads, env=env)
 
-    def uncached() -> Worker:
+    def uncached() -> Worker:  # from the start: JAX looks at it once
         return ours(JAX_ENABLE_COMPILATION_CACHE="false")
 
     def data() -> dict[str, Any]:
@@ -125,7 +125,7 @@ def measure(name: str, given: argparse.Namespace, work: Path, threads: int) -> d
         "run": lambda: whole.run(given.theirs, work, rounds, given.epochs),
         "data": data,
         "startup": lambda: whole.startup(work, rounds),
-        "depth": lambda: growth.compile_times(ours, work, rounds),
+        "depth": lambda: growth.compile_times(uncached, work, rounds),
         "trades": lambda: growth.trades(uncached, work, rounds),
     }
     return others[name]()

@@ -4,6 +4,7 @@ The arithmetic beside it: the operations of subjects.py; and what a plain backwa
 table 2, without dropout), with the parameters, their gradients and Adam's two moments.
 """
 
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -145,18 +146,22 @@ def trades(open_side: Callable[[], Worker], work: Any, rounds: int) -> dict[str,
 
 
 def compile_times(open_side: Callable[[], Worker], work: Any, rounds: int) -> dict[str, Any]:
-    """Seconds of tracing and compiling the GPT's step against its depth, with and without a scan."""
+    """Seconds of tracing and compiling the GPT's step against its depth, with and without a scan.
+
+    A process compiles once: later ones would find what is traced.
+    """
     points = []
     for depth in DEPTHS:
         point: dict[str, Any] = {"depth": depth}
-        for name, scan in (("unrolled_seconds", False), ("scan_seconds", True)):
+        for name, scan in (("unrolled", False), ("scan", True)):
             settings = gpt_settings(work, {**BASE, "depth": depth}, f"model.scan={scan}")
             times = []
             for _ in range(min(rounds, 3)):
                 side = open_side()
                 answer = side.ask(do="compile", config=subjects.PYTHON_LM, settings=settings)
-                times.append(answer["seconds"])
+                times.append((answer["seconds"], answer["processor_seconds"]))
                 side.close()
-            point[name] = sorted(times)[len(times) // 2]
+            for unit, each in zip(("s", "processor s"), zip(*times, strict=True), strict=True):
+                point[f"{name}, {unit}"] = statistics.median(each)
         points.append(point)
     return {"title": "Compilation against depth", "points": points}

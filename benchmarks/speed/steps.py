@@ -18,15 +18,20 @@ MEMORY = {"most": 1.3, "aim": 1.0}
 def compare(name: str, subject: Subject, theirs: str, work: Path, rounds: int, threads: int) -> Any:
     """Returns the figures of a subject.
 
-    Of a rival's ways the fastest takes part in the rounds. Its memory is that of the way that takes least.
+    Of a rival's ways the fastest takes part in the rounds. Its memory is that of the way that takes least. Ours is that
+    of a process that finds the step compiled: 'first' has that of the one before, which compiled it if no one had.
     """
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
     settings = [setting.format(work=work) for setting in subject.settings]
-    ours = Worker(sys.executable, "speed/ours.py", threads=threads)
-    sides: list[Worker] = [ours]
+    made = dict(do="make", config=subject.config, settings=settings, folder=str(folder))
+    first, ours = (Worker(sys.executable, "speed/ours.py", threads=threads) for _ in range(2))
+    sides: list[Worker] = [first, ours]
     try:
-        about = ours.ask(do="make", config=subject.config, settings=settings, folder=str(folder))
+        seconds = first.ask(**made)["compile_seconds"]
+        before = {"compile_seconds": seconds, "peak_mb": first.ask(do="memory")["peak_mb"]}
+        first.close()
+        about = {**ours.ask(**made), "first": before}
         tried: dict[str, dict[str, Any]] = {}
         ways: dict[str, dict[str, Worker]] = {}
         asked = dict(do="make", subject=name, folder=str(folder), threads=threads)
@@ -115,9 +120,9 @@ def measure(sides: dict[str, Worker], subject: Subject, rounds: int) -> dict[str
 def measure_one(sides: dict[str, Worker], rounds: int, **asked: Any) -> dict[str, Any]:
     slowest = 0.0
     for side in sides.values():
-        side.ask(**asked, steps=2)
+        side.ask(**asked, steps=1)
         time.sleep(PAUSE)
-        slowest = max(slowest, statistics.median(side.ask(**asked, steps=2)["ms"]))
+        slowest = max(slowest, *side.ask(**asked, steps=1)["ms"])
     steps = max(1, min(50, round(TURN_MS / slowest)))
     turns = {
         name: functools.partial(side.ask, **asked, steps=steps) for name, side in sides.items()
