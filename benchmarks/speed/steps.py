@@ -23,67 +23,84 @@ def compare(name: str, subject: Subject, theirs: str, work: Path, rounds: int, t
     """
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
-    settings = [setting.format(work=work) for setting in subject.settings]
-    made = dict(do="make", config=subject.config, settings=settings, folder=str(folder))
-    first, ours = (Worker(sys.executable, "speed/ours.py", threads=threads) for _ in range(2))
-    sides: list[Worker] = [first, ours]
+    sides: list[Worker] = []
     try:
-        seconds = first.ask(**made)["compile_seconds"]
-        before = {"compile_seconds": seconds, "peak_mb": first.ask(do="memory")["peak_mb"]}
-        first.close()
-        about = {**ours.ask(**made), "first": before}
-        tried: dict[str, dict[str, Any]] = {}
-        ways: dict[str, dict[str, Worker]] = {}
+        ours, about = ours_made(subject, work, folder, threads, sides)
         asked = dict(do="make", subject=name, folder=str(folder), threads=threads)
-        for rival in subject.rivals:
-            way = shown(rival)
-            side = Worker(theirs, rival.script, threads=threads, wait=rival.wait)
-            sides.append(side)
-            try:
-                told = side.ask(how=rival.how, vocabulary=about["vocabulary"], **asked)
-                demand_same_size(rival.name, about["parameters"], told["parameters"])
-                tried.setdefault(rival.name, {})[way] = {**told, "ms": warmed(side)}
-                ways.setdefault(rival.name, {})[way] = side
-            except Ended as error:
-                tried.setdefault(rival.name, {})[way] = {"error": str(error)}
-        for rival_name in tried:
-            if rival_name not in ways:
-                raise SystemExit(f"error: {rival_name} failed in all ways; its words are above")
+        asked["vocabulary"] = about["vocabulary"]
+        tried: dict[str, dict[str, dict]] = {}
         turns = {"ours": ours}
-        for rival_name, each in ways.items():
-            best = min(each, key=lambda way: tried[rival_name][way]["ms"])
-            turns[rival_name] = each[best]
-            for way, side in each.items():
-                tried[rival_name][way]["peak_mb"] = side.ask(do="memory")["peak_mb"]
-                if way != best:
-                    side.close()
+        for rival in dict.fromkeys(rival.name for rival in subject.rivals):
+            ways = [way for way in subject.rivals if way.name == rival]
+            turns[rival], tried[rival] = fastest(ways, theirs, asked, about["parameters"], sides)
         found = measure(turns, subject, rounds)
-        products = [ours.ask(do="product")["gflops"] for _ in range(3)]
+        product = max(ours.ask(do="product")["gflops"] for _ in range(3))
     finally:
         for side in sides:
             side.close()
-    peaks = {
-        rival: min(each["peak_mb"] for each in all_ways.values() if "peak_mb" in each)
-        for rival, all_ways in tried.items()
-        if rival in turns
-    }
-    gflop, ms = 3 * subject.forward / 1e9, found["train"]["ours"]["ms"]
-    figures = {what: rivals_of(sides_of) for what, sides_of in found.items()}
-    figures["train step"] = figures.pop("train") | {"most": subject.most, "aim": subject.aim}
-    memory = {"unit": "MB", "ours": found["train"]["ours"]["peak_mb"], **MEMORY}
-    memory["rivals"] = {
-        rival: {"theirs": mb, "ratio": memory["ours"] / mb} for rival, mb in peaks.items()
-    }
+    figures = {what: rivals_of(each) for what, each in found.items()}
+    figures["train step"] |= {"most": subject.most, "aim": subject.aim}
+    trained = found["train step"]
+    memory = {"unit": "MB", "ours": trained["ours"]["peak_mb"], "rivals": {}, **MEMORY}
+    for rival, ways in tried.items():
+        least = min(way["peak_mb"] for way in ways.values() if "peak_mb" in way)
+        memory["rivals"][rival] = {"theirs": least, "ratio": memory["ours"] / least}
+    gflop = 3 * subject.forward / 1e9
     return {
         "title": subject.title,
-        "figures": {"train step": figures.pop("train step"), **figures, "peak memory": memory},
+        "figures": {**figures, "peak memory": memory},
         "gflop": gflop,
-        "product_gflops": max(products),
-        "share": results.share(gflop, ms, max(products)),
+        "product_gflops": product,
+        "share": results.share(gflop, trained["ours"]["ms"], product),
         "ours": about,
         "theirs": tried,
         "steps": found,
     }
+
+
+def ours_made(
+    subject: Subject, work: Path, folder: Path, threads: int, sides: list[Worker]
+) -> tuple[Worker, dict[str, Any]]:
+    """Returns our side and what it tells of itself; adds to `sides` what is to be closed."""
+    settings = [setting.format(work=work) for setting in subject.settings]
+    asked = dict(do="make", config=subject.config, settings=settings, folder=str(folder))
+    first, ours = (Worker(sys.executable, "speed/ours.py", threads=threads) for _ in range(2))
+    sides += [first, ours]
+    seconds = first.ask(**asked)["compile_seconds"]
+    before = {"compile_seconds": seconds, "peak_mb": first.ask(do="memory")["peak_mb"]}
+    first.close()
+    return ours, {**ours.ask(**asked), "first": before}
+
+
+def fastest(
+    ways: list[Rival], python: str, asked: dict[str, Any], parameters: int, sides: list[Worker]
+) -> tuple[Worker, dict[str, dict[str, Any]]]:
+    """Returns the fastest way of a rival, the others closed, and what was seen of each.
+
+    Raises:
+      SystemExit: none works.
+    """
+    tried: dict[str, dict[str, Any]] = {}
+    working: dict[str, Worker] = {}
+    for way in ways:
+        side = Worker(python, way.script, threads=asked["threads"], wait=way.wait)
+        sides.append(side)
+        try:
+            told = side.ask(how=way.how, **asked)
+            demand_same_size(way.name, parameters, told["parameters"])
+            ms = warmed(side)
+            tried[shown(way)] = {**told, "ms": ms, "peak_mb": side.ask(do="memory")["peak_mb"]}
+            working[shown(way)] = side
+        except Ended as error:
+            tried[shown(way)] = {"error": str(error)}
+            print(f"{way.name}, {shown(way)}: failed", file=sys.stderr)
+    if not working:
+        raise SystemExit(f"error: {ways[0].name} failed in all ways; its words are above")
+    best = min(working, key=lambda way: tried[way]["ms"])
+    for way, side in working.items():
+        if way != best:
+            side.close()
+    return working[best], tried
 
 
 def demand_same_size(rival: str, ours: int, theirs: int) -> None:
@@ -108,10 +125,10 @@ def warmed(side: Worker) -> float:
 
 
 def measure(sides: dict[str, Worker], subject: Subject, rounds: int) -> dict[str, dict[str, Any]]:
-    """Returns {'train', 'inference, batch B': {side: summary}}."""
-    found = {"train": measure_one(sides, rounds, do="train")}
+    """Returns {'train step', 'inference, batch B': {side: summary}}."""
+    found = {"train step": measure_one(sides, rounds, do="train")}
     for name, side in sides.items():
-        found["train"][name]["peak_mb"] = side.ask(do="memory")["peak_mb"]
+        found["train step"][name]["peak_mb"] = side.ask(do="memory")["peak_mb"]
     for batch in (1, subject.batch):
         found[f"inference, batch {batch}"] = measure_one(sides, rounds, do="infer", batch=batch)
     return found
