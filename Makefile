@@ -1,7 +1,7 @@
 # make run     trains a small model on a data set that comes with the requirements, and shows the result
 # make test    the fast tests            make slow    the slow ones            make lint    linters and types
 # make parity  the tests against PyTorch, Keras, TensorFlow and ONNX Runtime, in an environment of their own (3 GB)
-# make bench   ours beside PyTorch, Keras and transformers on this machine, in an environment of its own: one to two hours
+# make bench   ours beside PyTorch, Keras and transformers on this machine, in an environment of its own: about an hour
 #
 # All that is needed is a Python of 3.11 or newer; the first call sets up a virtual environment, later ones use it.
 #   make test PYTHON=python3.12     another Python, with an environment of its own
