@@ -1,26 +1,29 @@
 # make run     trains a small model on a data set that comes with the requirements, and shows the result
 # make test    the fast tests            make slow    the slow ones            make lint    linters and types
 # make parity  the tests against PyTorch, Keras, TensorFlow and ONNX Runtime, in an environment of their own (3 GB)
+# make bench   ours beside PyTorch, Keras and transformers on this machine, in an environment of its own: about an hour
 #
 # All that is needed is a Python of 3.11 or newer; the first call sets up a virtual environment, later ones use it.
 #   make test PYTHON=python3.12     another Python, with an environment of its own
 #   make test ARGS="-n 0 -k optim"  more arguments for pytest (or, with make run, for launch.py)
+#   make bench ARGS="--only=cnn,gpt --rounds=3"  some subjects; one that was stopped goes on when it is given again
 
 CONFIG = configs/digits_cnn.py
 WORKDIR = runs/$(basename $(notdir $(CONFIG)))
 ARGS =
 
-PARITY = $(if $(filter parity,$(MAKECMDGOALS)),-parity)
+OWN = $(addprefix -,$(firstword $(filter parity bench,$(MAKECMDGOALS))))
+TORCH_INDEX = https://download.pytorch.org/whl/cpu
 ifdef PYTHON
-VENV ?= .venv-$(subst /,-,$(PYTHON:/%=%))$(PARITY)
+VENV ?= .venv-$(subst /,-,$(PYTHON:/%=%))$(OWN)
 else
-VENV ?= .venv$(PARITY)
+VENV ?= .venv$(OWN)
 PYTHON := python3 python3.13 python3.12 python3.11
 endif
 
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: run test slow parity lint format clean
+.PHONY: run test slow parity bench lint format clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -34,6 +37,9 @@ slow: $(VENV)/.installed-test
 
 parity: $(VENV)/.installed-parity
 	@$(VENV)/bin/python -m pytest -q -rs -n 2 -m parity $(ARGS)
+
+bench: $(VENV)/.installed-bench
+	@$(VENV)/bin/python benchmarks/bench.py --plot=docs/speed.png $(ARGS)
 
 lint: $(VENV)/.installed-test
 	@failed=0; for check in "ruff check --output-format concise ." "ruff format --check ." mypy "lint-imports --no-cache"; \
@@ -69,3 +75,10 @@ $(VENV)/.installed-parity: requirements-parity.txt requirements-export.txt $(VEN
 	@echo "Adding PyTorch, TensorFlow and what else the parity tests need to $(VENV) ..."
 	@rm -f $(VENV)/.installed
 	@$(PIP) -r requirements-parity.txt && touch $(VENV)/.installed $(VENV)/.installed-test $@
+
+$(VENV)/.installed-bench: requirements-bench.txt requirements-parity.txt requirements-export.txt $(VENV)/.installed-test
+	@echo "Adding PyTorch, TensorFlow and what else is measured to $(VENV) ..."
+	@rm -f $(VENV)/.installed
+	@$(PIP) --no-deps --retries 1 --timeout 10 --index-url $(TORCH_INDEX) $$(grep '^torch' requirements-parity.txt) \
+	    || echo "$(TORCH_INDEX) gave none; those of the default index will do" >&2
+	@$(PIP) -r requirements-bench.txt && touch $(VENV)/.installed $(VENV)/.installed-test $@

@@ -18,22 +18,20 @@ import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import turns
 
 SIDES = {"efficientnet": 96, "resnet": 64}
 NAMES = {"efficientnet": "EfficientNet-Lite0, 96x96", "resnet": "ResNet-18, 64x64"}
 STEPS = {"efficientnet": 3, "resnet": 1}  # in a turn
 TRAINED = ("all", "head")
 BATCH, CLASSES = 32, 10
-PAUSE = 0.05  # seconds before a turn, in which the other side's threads fall asleep
 ASKED = {"flops": 0.02, "ratio": 0.4}
 
 
@@ -54,10 +52,9 @@ def main() -> None:
     options.add_argument("--cores", type=int, default=2)
     options.add_argument("--json", default="", help="a file for the figures")
     given = options.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[: given.cores]
-    os.sched_setaffinity(0, cores)  # before JAX counts them; the other process inherits it
+    cores = turns.pin(given.cores)
     before = os.getloadavg()[0]
-    workers = [Worker(given.torch, len(cores), wait) for wait in ("", "PASSIVE") if given.torch]
+    workers = [Worker(given.torch, cores, wait) for wait in ("", "PASSIVE") if given.torch]
     found = {net: measure(net, workers, given.rounds) for net in given.nets.split(",")}
 
     import jax
@@ -65,7 +62,7 @@ def main() -> None:
     result = {
         "jax": jax.__version__,
         "torch": workers[0].version if workers else None,
-        "cores": len(cores),
+        "cores": cores,
         "rounds": given.rounds,
         "load_before": before,  # of the last minute; 0 on a machine that does nothing else
         "nets": found,
@@ -80,12 +77,12 @@ def measure(net: str, workers: list["Worker"], rounds: int) -> dict[str, Any]:
     programs = {trained: build(net, trained) for trained in TRAINED}
     found = arithmetic(programs)
     ours = {trained: Step(*program) for trained, program in programs.items()}
-    turns: dict[tuple[str, str], Callable[[], Times]] = {}
+    sides: dict[tuple[str, str], Callable[[], Times]] = {}
     for trained, step in ours.items():
         found[f"optimizer_bytes_{trained}"] = step.optimizer_bytes
         found[f"optimizer_bytes_of_frozen_{trained}"] = step.frozen_bytes
         found[f"gflop_{trained}"] = step.gflop
-        turns["ours", trained] = functools.partial(step, STEPS[net])
+        sides["ours", trained] = functools.partial(step, STEPS[net])
     found["gflop_ratio"] = found["gflop_head"] / found["gflop_all"]
     found["gflop_frozen_over_parts"] = found["gflop_head"] / found["gflop_trunk_and_head"]
     if workers:
@@ -93,18 +90,12 @@ def measure(net: str, workers: list["Worker"], rounds: int) -> dict[str, Any]:
             turn, tried, counts = fastest(workers, net, trained)
             assert counts == ours[trained].counts, f"not the same network: {counts}"
             found[f"torch_{trained}_tried_ms"] = tried
-            turns["torch", trained] = turn
-    times: dict[tuple[str, str], list[Times]] = {key: [] for key in turns}
-    for i in range(rounds + 1):  # the first warms up
-        for key, turn in turns.items():
-            time.sleep(PAUSE)
-            measured = turn()
-            if i:
-                times[key].append(measured)
+            sides["torch", trained] = turn
+    times = turns.in_turn(sides, rounds)
     for side in dict.fromkeys(side for side, _ in times):
         for unit in Times._fields:
             each = {t: [getattr(m, unit) for m in times[side, t]] for t in TRAINED}
-            ratios = [b / a for a, b in zip(each["all"], each["head"], strict=True)]
+            ratios = turns.ratios(each["head"], each["all"])
             found[f"{side}_{unit}"] = {
                 **{trained: statistics.median(each[trained]) for trained in TRAINED},
                 "ratio": statistics.median(ratios),
@@ -192,58 +183,43 @@ class Step:
     def __call__(self, steps: int) -> Times:
         import jax
 
-        times: dict[str, list[float]] = {"ms": [], "processor_ms": []}
-        for _ in range(steps):
-            start = time.perf_counter(), time.process_time()
+        def step() -> None:
             self._state, metrics = self._step(self._state, self._batch)
             jax.block_until_ready((self._state, metrics))
-            times["ms"].append((time.perf_counter() - start[0]) * 1e3)
-            times["processor_ms"].append((time.process_time() - start[1]) * 1e3)
-        return medians(times)
+
+        return medians(turns.timed(step, steps))
 
 
 class Worker:
-    """PyTorch in another interpreter, asleep until it is asked for steps."""
+    """PyTorch in another interpreter."""
 
     def __init__(self, python: str, threads: int, wait: str):
-        self.wait = wait.lower() or "as it comes"
         self.version = ""
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
-        self._process = subprocess.Popen(
-            [python, str(ROOT / "benchmarks" / "freezing_torch.py"), str(threads)],
-            env=env | ({"OMP_WAIT_POLICY": wait} if wait else {}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        self._worker = turns.Worker(
+            python, "freezing_torch.py", threads, threads=threads, wait=wait
         )
+        self.wait = self._worker.wait
 
     def steps(self, net: str, trained: str, layout: str, count: int) -> tuple[Times, dict]:
         """Takes train steps; returns the medians of their times, and the counts of parameters."""
         asked = {"net": net, "trained": trained, "layout": layout, "batch": BATCH, "steps": count}
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit("error: PyTorch's process ended; its own words are above")
-        answer = json.loads(line)
+        answer = self._worker.ask(**asked)
         self.version = answer["version"]
         return medians(answer), {key: answer[key] for key in ("parameters", "trainable")}
 
 
 def fastest(workers: list[Worker], net: str, trained: str):
     """Returns a turn of PyTorch's fastest step, the ms of all ways of taking it, and the network's counts."""
-    tried: dict[str, float] = {}
-    turns: dict[str, Callable[[], Times]] = {}
+    ways: dict[str, Callable[[], Times]] = {}
     for worker in workers:
         for layout in ("default", "channels_last"):
             how = f"{layout}, waiting {worker.wait}"
             counts = worker.steps(net, trained, layout, 1)[1]  # makes it, and warms up
-            turns[how] = lambda w=worker, form=layout: w.steps(net, trained, form, STEPS[net])[0]
-            time.sleep(PAUSE)
-            tried[how] = statistics.median(turns[how]().ms for _ in range(2))
+            ways[how] = lambda w=worker, form=layout: w.steps(net, trained, form, STEPS[net])[0]
+    taken = turns.in_turn(ways, 2, warm=0)
+    tried = {how: statistics.median(times.ms for times in each) for how, each in taken.items()}
     best = min(tried, key=tried.__getitem__)
-    return turns[best], {best: tried.pop(best), **tried}, counts
+    return ways[best], {best: tried.pop(best), **tried}, counts
 
 
 def report(result: dict[str, Any]) -> None:

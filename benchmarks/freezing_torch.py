@@ -10,9 +10,7 @@ alone. As no input of the trunk wants a gradient, autograd records nothing there
 nothing.
 """
 
-import json
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.turns import serve, timed
 from research.ops.memory import keep_freed_memory
 
 SIDES = {"efficientnet": 96, "resnet": 64}
@@ -40,19 +39,15 @@ def main(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     steps: dict[tuple, tuple] = {}
-    for line in sys.stdin:
-        asked = json.loads(line)
+
+    def answer(asked: dict) -> dict:
         key = asked["net"], asked["trained"], asked["layout"], asked["batch"]
         if key not in steps:
             steps[key] = make_step(*key)
         step, counts = steps[key]
-        times: dict[str, list[float]] = {"ms": [], "processor_ms": []}
-        for _ in range(asked["steps"]):
-            start = time.perf_counter(), time.process_time()
-            step()
-            times["ms"].append((time.perf_counter() - start[0]) * 1e3)
-            times["processor_ms"].append((time.process_time() - start[1]) * 1e3)
-        print(json.dumps({**times, **counts, "version": torch.__version__}), flush=True)
+        return {**timed(step, asked["steps"]), **counts, "version": torch.__version__}
+
+    serve(answer)
 
 
 def make_step(net: str, trained: str, layout: str, batch: int):

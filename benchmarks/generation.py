@@ -11,18 +11,19 @@ passive (OMP_WAIT_POLICY); the faster counts. A ratio is the median of the round
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import turns
 
 SHAPE = {"vocab_size": 8192, "width": 512, "depth": 8, "heads": 8, "hidden": 1024, "context": 1024}
 LLAMA = {
@@ -46,7 +47,6 @@ FILTERS = {
 PLAIN = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 OURS = {"greedy": PLAIN, "drawn": FILTERS}
 THEIRS = {"greedy": {"do_sample": False}, "drawn": {"do_sample": True, **FILTERS}}
-PAUSE = 0.05  # seconds before a turn, in which the other side's threads fall asleep
 
 
 def main() -> None:
@@ -64,11 +64,10 @@ def main() -> None:
     options.add_argument("--cores", type=int, default=2)
     options.add_argument("--json", default="", help="a file for the figures")
     given = options.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[: given.cores]
-    os.sched_setaffinity(0, cores)  # before JAX counts them; the other process inherits it
+    cores = turns.pin(given.cores)
     before = os.getloadavg()[0]
     waits = given.waits.split(",") if given.torch else []
-    workers = [Worker(given.torch, len(cores), wait) for wait in waits]
+    workers = [Worker(given.torch, cores, wait) for wait in waits]
     ours = Ours(given.steps)
     found = {
         f"{how}, batch {batch}": measure(ours, workers, how, batch, given.rounds)
@@ -82,7 +81,7 @@ def main() -> None:
         "jax": jax.__version__,
         "torch": workers[0].about["versions"] if workers else None,
         "parameters": ours.parameters,
-        "cores": len(cores),
+        "cores": cores,
         "rounds": given.rounds,
         "load_before": before,  # of the last minute; 0 on a machine that does nothing else
         "tokens_a_second": found,
@@ -94,14 +93,9 @@ def main() -> None:
 
 def measure(ours: "Ours", workers: list["Worker"], how: str, batch: int, rounds: int) -> dict:
     """Returns tokens a second of both sides, by the clock and of the processor's seconds over all threads."""
-    turns = {"ours": ours, **{f"theirs, waiting {worker.wait}": worker for worker in workers}}
-    times: dict[str, list[tuple[float, float]]] = {key: [] for key in turns}
-    for i in range(rounds + 1):  # the first warms up
-        for key, turn in turns.items():
-            time.sleep(PAUSE)
-            measured = turn(how, batch)
-            if i:
-                times[key].append(measured)
+    sides = {"ours": ours, **{f"theirs, waiting {worker.wait}": worker for worker in workers}}
+    calls = {key: functools.partial(side, how, batch) for key, side in sides.items()}
+    times = turns.in_turn(calls, rounds)
     tokens = batch * NEW
     found: dict[str, Any] = {}
     for key, each in times.items():
@@ -162,30 +156,18 @@ class Ours:
 
 
 class Worker:
-    """transformers in another interpreter, asleep until it is asked."""
+    """transformers in another interpreter."""
 
     def __init__(self, python: str, threads: int, wait: str):
-        self.wait = wait.lower() or "as it comes"
         self.about: dict[str, Any] = {}
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
-        program = str(ROOT / "benchmarks" / "generation_torch.py")
-        self._process = subprocess.Popen(
-            [python, program, str(threads), json.dumps(SHAPE), json.dumps(THEIRS)],
-            env=env | ({"OMP_WAIT_POLICY": wait} if wait else {}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        given = threads, json.dumps(SHAPE), json.dumps(THEIRS)
+        self._worker = turns.Worker(
+            python, "generation_torch.py", *given, threads=threads, wait=wait
         )
+        self.wait = self._worker.wait
 
     def __call__(self, how: str, batch: int) -> tuple[float, float]:
-        asked = {"how": how, "batch": batch, "prompt": PROMPT, "new": NEW}
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit("error: transformers' process ended; its own words are above")
-        self.about = json.loads(line)
+        self.about = self._worker.ask(how=how, batch=batch, prompt=PROMPT, new=NEW)
         return self.about["seconds"], self.about["processor_seconds"]
 
 

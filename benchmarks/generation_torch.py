@@ -10,9 +10,14 @@ import importlib.util
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.turns import serve
 
 
 def main(threads: int, shape: dict[str, Any], ways: dict[str, dict[str, Any]]) -> None:
@@ -39,8 +44,8 @@ def main(threads: int, shape: dict[str, Any], ways: dict[str, dict[str, Any]]) -
         "parameters": sum(p.numel() for p in model.parameters()),
         "versions": f"transformers {transformers.__version__}, torch {torch.__version__}",
     }
-    for line in sys.stdin:
-        asked = json.loads(line)
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
         tokens = torch.randint(1, shape["vocab_size"], (asked["batch"], asked["prompt"]))
         start = time.perf_counter(), time.process_time()
         made = model.generate(
@@ -51,10 +56,9 @@ def main(threads: int, shape: dict[str, Any], ways: dict[str, dict[str, Any]]) -
         )
         seconds = time.perf_counter() - start[0], time.process_time() - start[1]
         assert made.shape[1] == asked["prompt"] + asked["new"]
-        print(
-            json.dumps({"seconds": seconds[0], "processor_seconds": seconds[1], **about}),
-            flush=True,
-        )
+        return {"seconds": seconds[0], "processor_seconds": seconds[1], **about}
+
+    serve(answer)
 
 
 def declare_torchvision() -> None:

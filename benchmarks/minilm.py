@@ -22,8 +22,10 @@ from typing import Any
 
 from emoji import half_width, interval, markdown
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.turns import ROOT, Worker
+
 CONFIG = "configs/sentiment_minilm.py"
 
 
@@ -94,20 +96,14 @@ class Theirs:
             for split, numbers in data.splits.items()
         }
         self._data.write_text(json.dumps(splits))
-        command = [given.torch_python, str(ROOT / "benchmarks" / "minilm_torch.py")]
-        command += [str(folder_of(config.pretrained.source)), str(self._data), str(os.cpu_count())]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        threads = os.cpu_count() or 1
+        given_to = folder_of(config.pretrained.source), self._data, threads
+        self._worker = Worker(given.torch_python, "minilm_torch.py", *given_to, threads=threads)
 
     def run(self, way: str, seed: int) -> dict[str, Any]:
         kept = self._runs / f"theirs-{way}-{seed}.json"
         if not kept.is_file():
-            assert self._process.stdin and self._process.stdout
-            asked = {"way": way, "seed": seed, "epochs": 1}
-            self._process.stdin.write(json.dumps(asked) + "\n")
-            self._process.stdin.flush()
-            kept.write_text(self._process.stdout.readline())
+            kept.write_text(json.dumps(self._worker.ask(way=way, seed=seed, epochs=1)) + "\n")
         return json.loads(kept.read_text())
 
 

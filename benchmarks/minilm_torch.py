@@ -10,6 +10,7 @@ import json
 import random
 import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -17,6 +18,10 @@ from transformers import (
     AutoTokenizer,
     get_linear_schedule_with_warmup,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.turns import serve
 
 BATCH, LENGTH = 32, 64
 RATES = {"full": 5e-5, "lora": 1e-3, "probe": 1e-3}
@@ -27,8 +32,7 @@ def main(folder: str, data: str, threads: int) -> None:
     with open(data) as file:
         splits = json.load(file)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    for line in sys.stdin:
-        print(json.dumps(run(folder, tokenizer, splits, **json.loads(line))), flush=True)
+    serve(lambda asked: run(folder, tokenizer, splits, **asked))
 
 
 def run(folder: str, tokenizer, splits: dict, way: str, seed: int, epochs: int) -> dict:

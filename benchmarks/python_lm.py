@@ -17,22 +17,23 @@ the bits per byte of the validation split, and the seconds.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.turns import ROOT, Worker, in_turn, median_ratio, pin, timed
+
 CONFIG = "configs/python_lm.py"
-PAUSE = 0.05  # seconds before a turn, in which the other side's threads fall asleep
 FIELDS = ("tokens", "targets", "segments", "positions", "weights", "mask")
 
 
@@ -52,8 +53,7 @@ def main() -> None:
     options.add_argument("--json", default="", help="a file for the figures")
     options.add_argument("--plot", default="", help="a PNG for both curves")
     given = options.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[: given.threads]
-    os.sched_setaffinity(0, cores)  # before JAX counts them; other processes inherit it
+    cores = pin(given.threads)
     runs = Path(given.runs).resolve()
     settings = [
         f"train.duration=steps={given.steps}",
@@ -62,10 +62,10 @@ def main() -> None:
         f"checkpoint.every=steps={max(given.steps // given.evaluations, 1)}",
         *given.set,
     ]
-    found: dict[str, Any] = {"set": settings, "cores": len(cores)}
+    found: dict[str, Any] = {"set": settings, "cores": cores}
     found["load_before"] = os.getloadavg()[0]  # of the last minute; 0 where nothing else runs
     kept = json.loads(Path(given.json).read_text()) if os.path.isfile(given.json) else {}
-    if kept.get("step") and kept["set"] == settings and kept["cores"] == len(cores):
+    if kept.get("step") and kept["set"] == settings and kept["cores"] == cores:
         found |= {key: kept[key] for key in ("load_before", "step")}
 
     def keep() -> None:
@@ -74,13 +74,13 @@ def main() -> None:
 
     mine = Ours(settings)
     mine.export(runs / "theirs", given.steps)
-    theirs = Theirs(given.torch, runs / "theirs", len(cores))
+    theirs = Worker(given.torch, "python_lm_torch.py", runs / "theirs", cores, threads=cores)
     found |= compared(mine, theirs, runs / "theirs")
     print(f"jax {found['jax']}, torch {found['torch']}, {found['parameters']:,} parameters")
     print(f"gradients of the first batch differ by {found['gradient_difference']:.1e} at most")
     keep()
     if given.rounds and "step" not in found:
-        found["step"] = in_turn(mine, theirs, given.rounds, given.block)
+        found["step"] = steps_in_turn(mine, theirs, given.rounds, given.block)
         keep()
     if "step" in found:
         for unit, figures in found["step"].items():
@@ -187,47 +187,25 @@ class Ours:
             self._state = self.layout.put_state(jax.device_get(self.program.create()))
             batch = self.layout.put_batch(self.task.data.train_batch(0, rows))
             self._step = self.layout.compile_train(self.program.step, self._state, batch)
-        times: dict[str, list[float]] = {"ms": [], "processor_ms": []}
-        for _ in range(steps):
-            batch = self.layout.put_batch(self.task.data.train_batch(self._done, rows))
-            jax.block_until_ready(batch)
-            start = time.perf_counter(), time.process_time()
-            self._state, metrics = self._step(self._state, batch)
+        batches = [
+            self.layout.put_batch(self.task.data.train_batch(self._done + i, rows))
+            for i in range(steps)
+        ]
+        jax.block_until_ready(batches)
+        self._done += steps
+        following = iter(batches)
+
+        def step() -> None:
+            self._state, metrics = self._step(self._state, next(following))
             jax.block_until_ready((self._state, metrics))
-            times["ms"].append((time.perf_counter() - start[0]) * 1e3)
-            times["processor_ms"].append((time.process_time() - start[1]) * 1e3)
-            self._done += 1
-        return times
+
+        return timed(step, steps)
 
     def free(self) -> None:
         self._state = self._step = None
 
 
-class Theirs:
-    """PyTorch in another interpreter, asleep until it is asked."""
-
-    def __init__(self, python: str, folder: Path, threads: int):
-        script = str(ROOT / "benchmarks" / "python_lm_torch.py")
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
-        self._process = subprocess.Popen(
-            [python, script, str(folder), str(threads)],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, **asked: Any) -> dict[str, Any]:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit("error: PyTorch's process ended; its own words are above")
-        return json.loads(line)
-
-
-def compared(mine: Ours, theirs: Theirs, folder: Path) -> dict[str, Any]:
+def compared(mine: Ours, theirs: Worker, folder: Path) -> dict[str, Any]:
     """Returns how far the gradients of the first batch are apart."""
     import jax
 
@@ -248,29 +226,25 @@ def compared(mine: Ours, theirs: Theirs, folder: Path) -> dict[str, Any]:
     }
 
 
-def in_turn(mine: Ours, theirs: Theirs, rounds: int, block: int) -> dict[str, Any]:
+def steps_in_turn(mine: Ours, theirs: Worker, rounds: int, block: int) -> dict[str, Any]:
     """Returns for 'ms' by the clock, and 'processor_ms' over all threads, which other programs disturb less:
 
     the median of all steps of each side, the least, and the median of the rounds' ratios of medians.
     """
-    turns = {"ours": mine.time, "theirs": lambda steps: theirs.ask(do="time", steps=steps)}
-    for turn in turns.values():
-        turn(2)  # compiles, warms up
-    taken: dict[str, list[dict[str, list[float]]]] = {side: [] for side in turns}
-    for _ in range(rounds):
-        for side, turn in turns.items():
-            time.sleep(PAUSE)
-            taken[side].append(turn(block))
+    sides = {"ours": mine.time, "theirs": lambda steps: theirs.ask(do="time", steps=steps)}
+    for side in sides.values():
+        side(2)  # compiles, warms up
+    turns = {name: functools.partial(side, block) for name, side in sides.items()}
+    taken = in_turn(turns, rounds, warm=0)
     found = {}
     for unit in ("ms", "processor_ms"):
         each = {side: [times[unit] for times in blocks] for side, blocks in taken.items()}
         medians = {side: [statistics.median(b) for b in blocks] for side, blocks in each.items()}
-        ratios = [a / b for a, b in zip(medians["ours"], medians["theirs"], strict=True)]
         flat = {side: list(itertools.chain(*blocks)) for side, blocks in each.items()}
         found[unit] = {
             **{side: statistics.median(steps) for side, steps in flat.items()},
             **{f"{side}_least": min(steps) for side, steps in flat.items()},
-            "ratio": statistics.median(ratios),
+            "ratio": median_ratio(medians["ours"], medians["theirs"]),
             "rounds": medians,
         }
     return found

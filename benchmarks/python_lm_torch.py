@@ -27,6 +27,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.turns import serve, timed
 from research.ops.memory import keep_freed_memory
 
 Batch = dict[str, torch.Tensor]
@@ -37,7 +38,7 @@ def main(folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     settings = json.loads((folder / "settings.json").read_text())
     data = {split: Rows(folder / f"{split}.npz") for split in ("train", "validation")}
-    timed: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
 
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
         if asked["do"] == "train":
@@ -49,22 +50,15 @@ def main(folder: Path, threads: int) -> None:
             parts = views(model, lambda p: p.grad)
             np.savez(folder / "gradient.npz", **{name: g.numpy() for name, g in parts.items()})
             return {"loss": loss.item(), "parameters": sum(p.numel() for p in model.parameters())}
-        if not timed:
+        if not kept:
             model = initial(folder, settings)
-            timed.update(step=make_step(model, settings), done=0)
-        times: dict[str, list[float]] = {"ms": [], "processor_ms": []}
-        for _ in range(asked["steps"]):
-            n = timed["done"] % settings["steps"]
-            batch = data["train"].batch(n)
-            start = time.perf_counter(), time.process_time()
-            timed["step"](n, batch)
-            times["ms"].append((time.perf_counter() - start[0]) * 1e3)
-            times["processor_ms"].append((time.process_time() - start[1]) * 1e3)
-            timed["done"] += 1
-        return times
+            kept.update(step=make_step(model, settings), done=0)
+        numbers = [(kept["done"] + i) % settings["steps"] for i in range(asked["steps"])]
+        given = iter([(n, data["train"].batch(n)) for n in numbers])
+        kept["done"] += asked["steps"]
+        return timed(lambda: kept["step"](*next(given)), asked["steps"])
 
-    for line in sys.stdin:
-        print(json.dumps({**answer(json.loads(line)), "version": torch.__version__}), flush=True)
+    serve(lambda asked: {**answer(asked), "version": torch.__version__})
 
 
 def train(folder: Path, settings: dict[str, Any], data: dict[str, "Rows"]) -> dict[str, Any]:
@@ -133,8 +127,15 @@ def loss_of(model: "Model", batch: Batch) -> tuple[torch.Tensor, int]:
     """The mean over the targets that count, and how many those are."""
     counted = batch["weights"] > 0
     targets = torch.where(counted, batch["targets"], -100)
-    logits = model(batch["tokens"], batch["positions"], batch["segments"])
+    logits = model(batch["tokens"], batch["positions"], mask_of(batch["segments"]))
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), int(counted.sum())
+
+
+def mask_of(segments: torch.Tensor) -> torch.Tensor | None:
+    """What a token sees, [B, 1, T, T], where a row holds several documents. Padding sees itself and counts nowhere."""
+    if int(segments.max()) <= 1:
+        return None
+    return (segments[:, :, None] == segments[:, None, :]).tril()[:, None]
 
 
 @torch.no_grad()
@@ -161,9 +162,13 @@ class Rows:
         return len(self._fields["mask"])
 
     def batch(self, n: int) -> Batch:
-        batch = {name: field[n] for name, field in self._fields.items()}
-        whole = {name: batch[name].long() for name in ("tokens", "targets", "positions")}
-        return {**batch, **whole, "weights": batch["weights"] * batch["mask"][:, None]}
+        return converted({name: field[n] for name, field in self._fields.items()})
+
+
+def converted(batch: Batch) -> Batch:
+    """Returns a batch with indices as PyTorch wants them, and the padding's weights 0."""
+    whole = {name: batch[name].long() for name in ("tokens", "targets", "positions")}
+    return {**batch, **whole, "weights": batch["weights"] * batch["mask"][:, None]}
 
 
 class Model(nn.Module):
@@ -179,12 +184,8 @@ class Model(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor
+        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        mask = None
-        if int(segments.max()) > 1:
-            same = segments[:, :, None] == segments[:, None, :]
-            mask = same.tril()[:, None]  # [B, 1, T, T]; padding, which counts nowhere, sees itself
         x = self.embed(tokens) + self.position(positions)
         for block in self.blocks:
             x = block(x, mask)

@@ -1,11 +1,13 @@
 """How long a user waits: for --help, for --mode=check, for the first train step, and for a short run's result.
 
-    python benchmarks/startup.py
+    python benchmarks/startup.py [--rounds=5] [--json=FILE]
 
 Each is a process of its own, timed from outside, five times; the median and the range are printed. The data is prepared
 before; what JAX compiles is in its cache unless the line says 'nothing compiled'.
 """
 
+import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -50,25 +52,43 @@ def seconds(*flags: str, until: str | None = None, cache: str | None = None) -> 
     return took
 
 
-def report(
-    name: str, *flags: str, until: str | None = None, fresh: bool = False, cold: bool = False
-) -> None:
+def measured(
+    name: str,
+    rounds: int,
+    *flags: str,
+    until: str | None = None,
+    fresh: bool = False,
+    cold: bool = False,
+) -> dict[str, object]:
     times = []
-    for _ in range(6):
+    for _ in range(rounds + 1):
         with tempfile.TemporaryDirectory() as workdir:
             cache = f"{workdir}/cache" if cold else None
             run = [f"--workdir={workdir}/run"] if fresh else []
             times.append(seconds(*flags, *run, until=until, cache=cache))
     times = times[1:]  # the first fills the caches
-    print(
-        f"{name:34s} {statistics.median(times):6.2f} s  ({min(times):.2f} to {max(times):.2f})",
-        flush=True,
+    median, low, high = statistics.median(times), min(times), max(times)
+    print(f"{name:34s} {median:6.2f} s  ({low:.2f} to {high:.2f})", flush=True)
+    return {"median": median, "range": [low, high]}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--json", default="", help="a file for the figures")
+    given = options.parse_args()
+    n, often = given.rounds, "--config.log.every=steps=1"
+    lines = (
+        ("--help", ("--help",), {}),
+        ("--mode=check", (CONFIG, "--mode=check"), {}),
+        ("first train step", (CONFIG, often), {"until": "step 1/", "fresh": True}),
+        ("digits, 2 epochs, to the result", DIGITS, {"fresh": True}),
+        ("the same, nothing compiled", DIGITS, {"fresh": True, "cold": True}),
     )
+    found = {name: measured(name, n, *flags, **how) for name, flags, how in lines}
+    if given.json:
+        Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    report("--help", "--help")
-    report("--mode=check", CONFIG, "--mode=check")
-    report("first train step", CONFIG, "--config.log.every=steps=1", until="step 1/", fresh=True)
-    report("digits, 2 epochs, to the result", *DIGITS, fresh=True)
-    report("the same, nothing compiled", *DIGITS, fresh=True, cold=True)
+    main()
