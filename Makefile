@@ -1,7 +1,7 @@
 # make run     trains a small model on a data set that comes with the requirements, and shows the result
 # make test    the fast tests            make slow    the slow ones            make lint    linters and types
 # make parity  the tests against PyTorch, Keras, TensorFlow and ONNX Runtime, in an environment of their own (3 GB)
-# make bench   ours beside PyTorch, Keras and transformers on this machine, in an environment of its own: about an hour
+# make bench   ours beside PyTorch, Keras and transformers on this machine, in an environment of its own (3 GB): about an hour
 #
 # All that is needed is a Python of 3.11 or newer; the first call sets up a virtual environment, later ones use it.
 #   make test PYTHON=python3.12     another Python, with an environment of its own
@@ -13,7 +13,6 @@ WORKDIR = runs/$(basename $(notdir $(CONFIG)))
 ARGS =
 
 OWN = $(addprefix -,$(firstword $(filter parity bench,$(MAKECMDGOALS))))
-TORCH_INDEX = https://download.pytorch.org/whl/cpu
 ifdef PYTHON
 VENV ?= .venv-$(subst /,-,$(PYTHON:/%=%))$(OWN)
 else
@@ -79,6 +78,4 @@ $(VENV)/.installed-parity: requirements-parity.txt requirements-export.txt $(VEN
 $(VENV)/.installed-bench: requirements-bench.txt requirements-parity.txt requirements-export.txt $(VENV)/.installed-test
 	@echo "Adding PyTorch, TensorFlow and what else is measured to $(VENV) ..."
 	@rm -f $(VENV)/.installed
-	@$(PIP) --no-deps --retries 1 --timeout 10 --index-url $(TORCH_INDEX) $$(grep '^torch' requirements-parity.txt) \
-	    || echo "$(TORCH_INDEX) gave none; those of the default index will do" >&2
 	@$(PIP) -r requirements-bench.txt && touch $(VENV)/.installed $(VENV)/.installed-test $@
