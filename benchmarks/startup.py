@@ -85,7 +85,9 @@ def main() -> None:
         ("digits, 2 epochs, to the result", DIGITS, {"fresh": True}),
         ("the same, nothing compiled", DIGITS, {"fresh": True, "cold": True}),
     )
-    found: dict[str, dict[str, object]] = {name: measured(name, n, *flags, **how) for name, flags, how in lines}
+    found: dict[str, dict[str, object]] = {
+        name: measured(name, n, *flags, **how) for name, flags, how in lines
+    }
     if given.json:
         Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
 

@@ -8,6 +8,9 @@ python launch.py --workdir=runs/chat --mode=export --format=hf --output=out/
 chat.jsonl has a line for each example: {"prompt": "...", "answer": "..."}, or {"messages": [{"role": "user",
 "content": "..."}, {"role": "assistant", "content": "..."}, ...]} of any number of turns, a system's first if you like.
 
+What it costs is the model's: a step takes about 6 FLOPs a parameter and token, and AdamW keeps two numbers a
+parameter that is trained.
+
 configs/finetune_lm.py:lora trains adapters of rank 16 on all kernels of the blocks and nothing else; --format=peft
 writes them.
 """
