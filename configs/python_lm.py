@@ -4,7 +4,7 @@ python launch.py --config=configs/python_lm.py --workdir=runs/lm
 python launch.py --workdir=runs/lm --mode=predict --prompt='def main(' --config.generate.temperature=0.8
 
 Python 3.11's library, seed 0: 1.494 bits per byte on the validation split, 1.556 (1.518 to 1.595) on the test split
-(2026-11-25). A step takes 0.3 s on two idle cores, all 3,000 of them a quarter of an hour; the peak of memory is 2.5 GB.
+(2026-11-25). A step takes 0.3 s on two idle cores, all 3,000 a quarter of an hour; the peak of memory is 2.5 GB.
 """
 
 from research.config import defaults
