@@ -44,11 +44,12 @@ def main() -> None:
     write_texts(work)
     path = Path(given.json)
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"subjects": {}}
-    found["machine"] = machine(threads)
+    found["machine"] = here = machine(threads)
     failed = []
     for name in given.only.split(","):
         kept = found["subjects"].get(name, {})
-        if kept.get("rounds", 0) >= given.rounds and not given.again:
+        same = kept.get("machine") == here  # another one, or other versions: measured anew
+        if same and kept.get("rounds", 0) >= given.rounds and not given.again:
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         load = os.getloadavg()[0]  # of the last minute; 0 where nothing else runs
@@ -59,7 +60,7 @@ def main() -> None:
             failed.append(name)
             continue
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        measured |= {"rounds": given.rounds, "load_before": load, "date": now}
+        measured |= {"rounds": given.rounds, "load_before": load, "date": now, "machine": here}
         found["subjects"][name] = measured
         order = {name: i for i, name in enumerate(NAMES)}
         found["subjects"] = dict(sorted(found["subjects"].items(), key=lambda s: order[s[0]]))

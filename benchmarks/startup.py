@@ -43,12 +43,13 @@ def seconds(*flags: str, until: str | None = None, cache: str | None = None) -> 
         env=environment,
     )
     assert process.stdout
-    for line in process.stdout:
-        if until and until in line:
-            break
+    seen = any(until and until in line for line in process.stdout)
     took = time.perf_counter() - began
-    process.kill()
-    process.wait()
+    if until:
+        process.kill()
+    code = process.wait()
+    if (until and not seen) or (not until and code):
+        sys.exit(f"launch.py {' '.join(flags)}: failed")
     return took
 
 

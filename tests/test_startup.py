@@ -60,12 +60,19 @@ def test_a_second_run_compiles_nothing_anew(launch, small, tmp_path):
         ("lambda a: 75", 75),
         ("lambda a: 0", 0),
         ("lambda a: 1 / 0", 1),
+        ("lambda a: compiling() / 0", 1),
         ("lambda a: sys.exit(2)", 2),
     ],
 )
 def test_the_way_out_keeps_the_code_and_all_that_is_registered(root, main, code):
     text = (
         "import sys, threading, time, research.modes as modes\n"
+        "def compiling():\n"
+        "    import jax, jax.numpy as jnp\n"
+        "    from research.engine import compiled\n"
+        "    many = lambda x: [x := jnp.sin(x @ x) for _ in range(200)][-1]\n"
+        "    compiled._begin(jax.jit(many).lower(jnp.ones((9, 9))).compile)\n"
+        "    return 1\n"
         "def main(argv):\n"
         "    import atexit\n"
         "    atexit.register(lambda: print('registered'))\n"

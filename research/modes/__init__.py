@@ -27,14 +27,18 @@ def leave_soon(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
     codes: list[int] = []
 
     def leave() -> None:
-        if codes:  # else main raised, and the usual way out has its code
+        if codes:  # else the interpreter was told to stop, and the usual way out has its code
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(codes[0])
 
     atexit.register(leave)  # the first to be registered is the last to run
-    codes.append(main(argv))
+    try:
+        codes.append(main(argv))
+    except Exception:
+        codes.append(1)  # as ever; a thread that still compiles would make it another one
+        raise
     return codes[0]
 
 

@@ -30,11 +30,13 @@ def attention(
 ) -> tuple[jax.Array, jax.Array | None]:
     """`attend` with positions in front of heads, in the form that is fastest where it runs.
 
+    In cuDNN's form what a query that sees nothing gets is not zeros; its row is padding, and counts nowhere.
+
     Args:
       q: [B, T, H, E].
       k, v: [B, S, K, E].
       mask, scale, softcap, keys, rate, salt: as `attend` has them.
-      causal: the mask hides whatever comes later, T = S; None = nothing else is hidden.
+      causal: nothing later than itself is seen, T = S. A mask that is given has to say so as well.
       weights: whether they are wanted, which costs.
       tiles: who sees whom, and the tokens of a tile: the form that keeps no [T, S], without mask and dropout.
 

@@ -17,9 +17,8 @@ from research.ops.softmax import softmax
 # Of a causal product: how many blocks queries are cut into, and the shortest. Of 256 tokens in 4 blocks 5/8 is left;
 # 8 blocks take longer again.
 BLOCKS, LEAST = 4, 64
-Blocks = tuple[
-    tuple[int, int, int], ...
-]  # the first query, the one after the last, and how many keys
+# The first query, the one after the last, and how many keys.
+Blocks = tuple[tuple[int, int, int], ...]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -46,7 +45,7 @@ def by_rows(
 
 def blocks_of(length: int, keys: int, causal: bool) -> Blocks:
     """How the queries are cut."""
-    size = max(-(-length // BLOCKS), LEAST) if causal else length
+    size = max(-(-length // BLOCKS), LEAST) if causal else max(length, 1)
     cuts = ((start, min(start + size, length)) for start in range(0, length, size))
     return tuple((start, end, end if causal else keys) for start, end in cuts)
 

@@ -107,20 +107,19 @@ def blocked_cross_entropy(
       logits_of: (a block of states [B, t, D], the block's number int32 []) -> logits [B, t, V].
       states: [B, T, D].
       labels: integers [B, T] in 0..V-1.
-      block: how many tokens a block holds at most, but for one of each row.
+      block: how many tokens of each row a block holds.
       label_smoothing: as of `softmax_cross_entropy`.
 
     Returns:
       Losses float32 [B, T] and bool [B, T], whether the label is the first of the largest logits.
     """
     rows, length = labels.shape
-    size = max(block // rows, 1)
-    count = -(-length // size)
-    short = count * size - length
+    count = -(-length // block)
+    short = count * block - length
 
-    def cut(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [count, B, size, ...]
+    def cut(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [count, B, block, ...]
         x = jnp.pad(x, ((0, 0), (0, short), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(rows, count, block, *x.shape[2:]).swapaxes(0, 1)
 
     def one(states: jax.Array, labels: jax.Array, number: jax.Array) -> tuple:
         logits = logits_of(states, number)

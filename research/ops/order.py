@@ -5,7 +5,9 @@ from jax import lax
 
 
 def after(first: jax.Array, x: jax.Array) -> jax.Array:
-    """x, but not to be had before `first`, a float array that is not empty.
+    """x [B, ...], but not to be had before `first` [B, ...], float arrays that are not empty.
+
+    Row by row, so that devices that hold rows of their own need not talk to each other.
 
     Of equal expressions XLA makes one, and on a CPU it computes what it can as soon as it can. So what a backward pass
     makes of saved inputs, even if it is many times their size, would be made in the forward pass and kept until then.
@@ -15,5 +17,7 @@ def after(first: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _tied(first: jax.Array, x: jax.Array) -> jax.Array:
-    bits = lax.bitcast_convert_type(first[(0,) * first.ndim], f"int{8 * first.dtype.itemsize}")
-    return x + ((bits & 1) >> 1).astype(x.dtype)  # 0 whatever the bits are
+    row = first[(slice(None), *(0,) * (first.ndim - 1))]  # [B]
+    bits = lax.bitcast_convert_type(row, f"int{8 * first.dtype.itemsize}")
+    zeros = ((bits & 1) >> 1).astype(x.dtype)  # whatever the bits are
+    return x + zeros.reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,9 +1,12 @@
 """Which form of an operation runs where: the one place that knows the platforms' names beside `lax.platform_dependent`.
 
-The choice is made when a program is traced, for the backend that is the default then. Each form is right on every
-platform, so a program that is carried to another one (an export) computes the same there.
+The choice is made when a program is traced, for the backend that is the default then. What is traced `portable` takes
+forms that run everywhere.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +14,18 @@ import jax.numpy as jnp
 
 # Of cuDNN's fused attention, which computes in half precision (jax 0.10 to 0.12): the widest head.
 CUDNN_WIDEST = 128
+CUDNN_CAPABILITY = 8.0  # of NVIDIA's GPUs, from which on there is such a form
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced meanwhile is for other machines: no call of one platform's library is in it."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 def on_cpu() -> bool:
@@ -38,9 +53,9 @@ def attention_form(
       weights: whether they are wanted.
       backend: 'cpu', 'gpu', 'tpu'; None = the default one.
     """
-    backend = backend or jax.default_backend()
-    if weights or dropped:
+    if weights or dropped or _portable.get():
         return "plain"
+    backend = backend or _backend()
     if backend == "cpu":
         return "rows"
     half = dtype in (jnp.bfloat16, jnp.float16)
@@ -50,3 +65,15 @@ def attention_form(
     if backend == "gpu" and half and even and width % 8 == 0 and width <= CUDNN_WIDEST:
         return "plain" if softcap else "cudnn"
     return "plain"
+
+
+def _backend() -> str:
+    """The default one; a GPU without cuDNN's attention (another maker's, or an old one) is a 'gpu without'."""
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    try:
+        capability = float(getattr(jax.devices()[0], "compute_capability", "0"))
+    except ValueError:  # names of other makers, such as gfx90a
+        capability = 0.0
+    return "gpu" if capability >= CUDNN_CAPABILITY else "gpu without"

@@ -223,9 +223,9 @@ def _backward(cell, reverse, saved, given):
         if drop is not None:
             back = back * drop
         if masks is not None:
-            back = jnp.where(_at(masks.fresh, i)[:, None], 0, back)
             if cell != "gru":  # padding hands the gradient on; a GRU's z says so already
                 back = jnp.where(_at(masks.keep, i)[:, None], back, dh)
+            back = jnp.where(_at(masks.fresh, i)[:, None], 0, back)
         if cell == "gru":
             # Written in place of the factors, the products would be copied as a whole at every step: XLA fuses their
             # computation into two readers. So dh is kept, and they are made again afterwards.

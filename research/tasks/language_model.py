@@ -20,9 +20,8 @@ from research.task import Batch, Data, Inputs, LossOutput, Params, Prompt, Secti
 from research.tasks.shared import models, prompts, texts
 
 HARDEST = 15  # rows shown in the report
-LOGITS = (
-    2**26
-)  # of a batch, at most, before they are made in blocks: 256 MB, of which a gradient needs several
+# Of a batch, at most, before they are made in blocks: 256 MB, of which a gradient needs several.
+LOGITS = 2**26
 OBJECTIVES = {"causal": "lm", "masked": "mlm"}  # and the model's head
 
 
@@ -74,6 +73,22 @@ def build(
         config, tokenizer, axis_name, head=OBJECTIVES[objective], outputs=tokenizer.size
     )
     causal = objective == "causal"
+    splits = getattr(model.module, "splits", False)
+    if loss_block and not splits:
+        raise UserError(
+            f"config.task.loss_block={loss_block}: model {config.model.name} makes its logits in one piece; set it to 0"
+        )
+
+    def block_of(batch_size: int) -> int:
+        """How many tokens of each row there are logits of at a time; 0 is all.
+
+        A matter of the whole batch, however it is cut over devices and micro-batches: what an adapter drops depends
+        on the block.
+        """
+        most = loss_block or LOGITS // tokenizer.size
+        return max(most // batch_size, 1) if splits and batch_size * length > most else 0
+
+    blocks = {True: block_of(config.train.batch_size), False: block_of(config.eval.batch_size)}
 
     def apply(params: Params, model_state: Params, batch: Batch, keys, **how) -> Any:
         return model.module.apply(
@@ -87,9 +102,8 @@ def build(
 
     def scored(params: Params, model_state: Params, batch: Batch, keys: Any, **how) -> tuple:
         """The loss of each target, whether it was foretold, [B, T] each, the changed state and the outputs."""
-        rows, length = batch["targets"].shape
-        block = loss_block or LOGITS // tokenizer.size
-        if rows * length <= block or not getattr(model.module, "splits", False):
+        block = blocks[how["train"]]
+        if not block:
             logits, changed = made(apply(params, model_state, batch, keys, **how), how)
             losses = softmax_cross_entropy(logits, batch["targets"])
             return losses, foretold(logits, batch["targets"]), changed, {"logits": logits}

@@ -421,6 +421,7 @@ def test_how_strongly_a_sentence_was_rated_is_how_certain_its_label_is(data_conf
         for s in (0.0, 2.0)
     )
     assert (plain.certainty == 1).all()
+    assert plain.fingerprints["data"] != graded.fingerprints["data"]
     rated = [
         (-1.5, 2.25, -0.3333333, 0.0, 3)[int(key.split("/")[1]) % 5 - 1] for key in graded.keys
     ]

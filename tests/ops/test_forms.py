@@ -104,6 +104,13 @@ def test_norms(dtype):
     assert_close(found, gradients(rms, x, scale), tolerance)
 
 
+def test_gradients_of_norms_have_the_dtypes_of_what_they_are_of():
+    given = [jnp.ones(shape, jnp.bfloat16) for shape in ((3, 8), (8,), (8,))]
+    for form, arrays in ((layer_norm, given), (rms_norm, given[:2])):
+        grads = jax.grad(lambda *a, form=form: form(*a, 1e-5).sum(), range(len(arrays)))(*arrays)
+        assert all(g.dtype == jnp.bfloat16 for g in grads)
+
+
 def test_gelu():
     from scipy.special import erf
 

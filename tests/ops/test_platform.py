@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from research.ops import platform
 from research.ops.attention import attention
 from research.ops.platform import attention_form
 
@@ -36,6 +37,18 @@ PLAIN = {"softcap": 0.0, "dropped": False, "weights": False}
 def test_the_form_of_attention(backend, dtype, shape, changed, form):
     how = {**PLAIN, **changed}
     assert attention_form(shape, shape, jnp.dtype(dtype), backend=backend, **how) == form
+    with platform.portable():
+        assert attention_form(shape, shape, jnp.dtype(dtype), backend=backend, **how) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("capability", "form"), [("9.0", "cudnn"), ("7.5", "plain"), ("gfx90a", "plain")]
+)
+def test_only_gpus_that_have_it_get_cudnns_form(monkeypatch, capability, form):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = mock.Mock(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert attention_form(SHAPE, SHAPE, jnp.dtype(jnp.bfloat16), **PLAIN) == form
 
 
 @pytest.mark.parametrize("kv", [4, 2])
@@ -43,6 +56,7 @@ def test_a_program_for_a_gpu_calls_cudnn_forwards_and_backwards(monkeypatch, kv)
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91300)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda *a: True)
+    monkeypatch.setattr(platform, "_backend", lambda: "gpu")
 
     def loss(q, k, v, mask):
         return attention(q, k, v, mask=mask, causal=True)[0].astype(jnp.float32).sum()

@@ -147,6 +147,26 @@ def test_gradients_are_those_of_the_plain_scan(size, cell, masked, reverse):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)  # float64, summed in another order
 
 
+@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_document_may_begin_with_padding(cell, reverse):
+    rng = np.random.default_rng(5)
+    x, kernel = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in ((1, 4, GATES[cell] * 3), (3, GATES[cell] * 3))
+    )
+    masks = Masks(jnp.array([[True, False, False, True]]), jnp.array([[True, True, False, False]]))
+
+    def gradient(form):
+        def loss(x, kernel):
+            return (form(cell, x, kernel, masks=masks, reverse=reverse)[0] ** 2).sum()
+
+        return jax.grad(loss, (0, 1))(x, kernel)
+
+    for a, b in zip(gradient(recurrence), gradient(recurrence_plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)  # float32, four steps
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_against_differences(cell):
     # In float64; the error of a central difference is of the order h**2.

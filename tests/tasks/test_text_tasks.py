@@ -350,3 +350,38 @@ def test_the_loss_of_a_language_model_in_blocks(tmp_path, sentences, keys):
     np.testing.assert_array_equal(evaluated[1]["hits"], evaluated[0]["hits"])
     made = jax.make_jaxpr(lambda p: blocks[0].loss(p, {}, batch, rngs).losses)(params)
     assert f"8,24,{whole[0].about['vocab_size']}]" not in str(made)
+
+
+def test_what_an_adapter_drops_is_no_matter_of_how_a_batch_is_cut(tmp_path, sentences):
+    keys = {
+        "lora__rank": "2",
+        "lora__layers": "('head',)",
+        "lora__train": "()",
+        "lora__dropout": "0.5",
+        "model__tied": "False",
+        "task__loss_block": "40",
+    }
+    task, params, state = built(config_of(tmp_path, sentences, "language_model", **keys))
+    params = jax.tree.map(
+        lambda x: x + 0.1 * np.random.default_rng(x.size).standard_normal(x.shape).astype(x.dtype),
+        params,
+    )
+    rngs = {"dropout": jax.random.key(1)}
+
+    def losses(rows):
+        return task.loss(params, state, task.data.train_batch(0, rows), rngs).losses
+
+    halves = np.concatenate([losses(slice(0, 4)), losses(slice(4, 8))])
+    np.testing.assert_allclose(halves, losses(slice(0, 8)), rtol=1e-5)  # float32
+
+
+def test_blocks_of_logits_are_a_transformers(tmp_path, sentences):
+    made = config_of(tmp_path, sentences, "language_model")
+    keys = [("model.name", "rnn"), ("task.loss_block", "40")]
+    config = defaults()
+    for section in ("task", "data", "tokenizer", "train", "eval"):
+        config[section].update(made[section].to_dict())
+    config, mistakes = resolve(config, keys)
+    assert not mistakes
+    with pytest.raises(UserError, match=r"config\.task\.loss_block=40: model rnn"):
+        built(config)

@@ -7,6 +7,7 @@ The folder SOURCE-<hash> of the cache (see ../prepared.py) holds the texts as th
 and without control characters, their digests and near duplicates. Below it lie the splits.
 """
 
+import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator
@@ -252,6 +253,8 @@ def _write_splits(
     if meta["crowded"]:  # in a crowd not all pairs were measured
         judged.found["near_duplicate"]["crowded"] = meta["crowded"]
     head = ["chat" if meta["chat"] else "text", list(meta["class_names"])]
+    if (arrays["certainty"] < 1).any():
+        head.append(hashlib.sha256(arrays["certainty"].tobytes()).hexdigest())
     prints = prepared.fingerprints(pool, judged.splits, head)
     report = {
         "name": data.name,
