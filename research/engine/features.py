@@ -101,13 +101,16 @@ def cached(
         places = np.searchsorted(ids, np.maximum(batch["id"], ids[0]))  # padding has the id -1
         return {**batch, "given": {name: np.asarray(features[places])}}
 
+    plain_train, plain_eval = task.data.train_batch, task.data.eval_batch
+
+    # Neither may hold the task: Grain sends them to its workers, and what has a gradient written out can't be sent.
     def train_batch(n: int, rows: slice, inputs: bool = True) -> Batch:
-        return with_features(task.data.train_batch(n, rows, inputs=False), "train")
+        return with_features(plain_train(n, rows, inputs=False), "train")
 
     def eval_batch(split: str, n: int, rows: slice, inputs: bool = True) -> Batch:
         if split not in arrays:
-            return task.data.eval_batch(split, n, rows)
-        return with_features(task.data.eval_batch(split, n, rows, inputs=False), split)
+            return plain_eval(split, n, rows)
+        return with_features(plain_eval(split, n, rows, inputs=False), split)
 
     return task._replace(data=task.data._replace(train_batch=train_batch, eval_batch=eval_batch))
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 Options = dict[str, Any]
 Config = dict[str, Any]
-# Of research/models/transformer.py. How it is computed (scan, remat) is not among them.
+# Of research/models/transformer.py. How it is computed (scan, remat, attention_block) is not among them.
 DEFAULTS: Options = {
     "width": 256,
     "depth": 6,
