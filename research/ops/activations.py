@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.ops import platform
 
-@jax.custom_vjp
+
 def gelu(x: jax.Array) -> jax.Array:
     """x Phi(x), Phi the normal distribution's (Hendrycks & Gimpel 2016), by erf and not by an approximation of it.
 
@@ -13,6 +14,12 @@ def gelu(x: jax.Array) -> jax.Array:
     place of x, and not of the result. The gradient, Phi(x) + x phi(x), keeps x alone, and computes erf again: on a CPU
     that takes less time than to write it and to read it back.
     """
+    # JAX's own is made of operations that every reader of an exported program knows, and erf is not one of them.
+    return jax.nn.gelu(x, approximate=False) if platform.is_portable() else _with_gradient(x)
+
+
+@jax.custom_vjp
+def _with_gradient(x: jax.Array) -> jax.Array:
     return _gelu(x)
 
 
@@ -32,4 +39,4 @@ def _backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
     return (((_share(wide) + wide * density) * g.astype(jnp.float32)).astype(x.dtype),)
 
 
-gelu.defvjp(lambda x: (_gelu(x), x), _backward)
+_with_gradient.defvjp(lambda x: (_gelu(x), x), _backward)

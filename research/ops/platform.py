@@ -20,12 +20,17 @@ _portable = contextvars.ContextVar("portable", default=False)
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """What is traced meanwhile is for other machines: no call of one platform's library is in it."""
+    """What is traced meanwhile is for other machines and readers: operations that all of them know."""
     token = _portable.set(True)
     try:
         yield
     finally:
         _portable.reset(token)
+
+
+def is_portable() -> bool:
+    """Whether what is traced now is for other machines."""
+    return _portable.get()
 
 
 def on_cpu() -> bool:
@@ -53,7 +58,7 @@ def attention_form(
       weights: whether they are wanted.
       backend: 'cpu', 'gpu', 'tpu'; None = the default one.
     """
-    if weights or dropped or _portable.get():
+    if weights or dropped or is_portable():
         return "plain"
     backend = backend or _backend()
     if backend == "cpu":

@@ -40,7 +40,6 @@ def texts(about: dict[str, Any]) -> dict[str, str]:
 def _program(model: Any, about: dict[str, Any]) -> Any:
     import jax.numpy as jnp
 
-    from research.ops.platform import portable
     from research.transfer import programs
 
     if list(about["inputs"]) != ["image"]:
@@ -51,8 +50,7 @@ def _program(model: Any, about: dict[str, Any]) -> Any:
     def logits(images):
         zeros = jnp.zeros(images.shape[0], jnp.int32)  # nothing that is returned depends on them
         batch = {"image": images, "label": zeros, "id": zeros, "mask": zeros.astype(jnp.float32)}
-        with portable():
-            return model.task.predict(model.params, model.model_state, batch)["logits"]
+        return model.task.predict(model.params, model.model_state, batch)["logits"]
 
     return programs.make(
         logits,

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.errors import UserError
+from research.ops.platform import portable
 
 INPUT = "image"  # uint8 [B, H, W, K], 0 to 255, any B
 OUTPUTS = ("logits", "probabilities")  # float32 [B, C] each
@@ -54,7 +55,8 @@ def make(
     offset = (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)
 
     def predict(image: jax.Array) -> dict[str, jax.Array]:
-        scores = logits(image.astype(jnp.float32) * scale + offset).astype(jnp.float32)
+        with portable():
+            scores = logits(image.astype(jnp.float32) * scale + offset).astype(jnp.float32)
         return {"logits": scores, "probabilities": jax.nn.softmax(scores)}
 
     return Program(predict, shape, metadata)
