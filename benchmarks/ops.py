@@ -58,7 +58,10 @@ def main() -> None:
         f"jax {jax.__version__}, {jax.default_backend()}, freed memory {'kept' if kept else 'returned'}"
     )
     print(f"{'ms, median of ' + str(given.repeats):50}{'plain':>9}{'ours':>9}{'ratio':>8}")
-    rows = (convolutions, products, depthwise, pools, attentions, recurrences, losses, steps)
+    rows = (
+        *(convolutions, products, depthwise, pools, attentions, tiles, norms, activations),
+        *(recurrences, embeddings, losses, blocks, steps),
+    )
     for name, plain, ours in (row for rows_of in rows for row in rows_of()):
         a, b = in_turn(plain, ours, given.repeats)
         print(f"{name:50}{a:9.2f}{b:9.2f}{a / b:8.2f}", flush=True)
@@ -85,6 +88,14 @@ def gradient(function: Callable, *given) -> Callable:
     out = jax.eval_shape(function, *given)
     g = jax.random.normal(jax.random.key(9), out.shape, out.dtype)
     return functools.partial(jax.jit(lambda g, *given: jax.vjp(function, *given)[1](g)), g, *given)
+
+
+def megabytes(*calls: functools.partial) -> str:
+    """What XLA says each keeps on its way."""
+    sizes = [
+        call.func.lower(*call.args).compile().memory_analysis().temp_size_in_bytes for call in calls
+    ]
+    return ", ".join(f"{size / 2**20:.0f}" for size in sizes) + " MB"
 
 
 def normal(*shape: int):
@@ -162,6 +173,72 @@ def attentions():
         yield name, gradient(jax.nn.dot_product_attention, q, k, v), ours
 
 
+def tiles():
+    """Attention that keeps no [T, T], beside that which does; causal, one example, 8 heads of 32."""
+    import jax.numpy as jnp
+
+    from research.ops.attention import attention, view_of
+
+    for length in (512, 1024, 2048, 4096):
+        q, k, v = (normal(1, length, 8, 32) + i for i in range(3))
+        places = jnp.arange(length)
+        view = view_of(places, places[None], None, 0)
+        both = [
+            gradient(lambda *a, t=t: attention(*a, causal=True, tiles=t)[0], q, k, v)
+            for t in (None, (view, 128))
+        ]
+        yield f"causal 1x{length}, by tiles, {megabytes(*both)}: gradient", *both
+
+
+def norms():
+    import jax
+    import jax.numpy as jnp
+
+    from research.ops.norm import layer_norm
+
+    def plain(x, scale, bias):
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
+    for width in (256, 384, 768):
+        given = normal(2048, width), jnp.ones(width), jnp.zeros(width)
+        ours = gradient(lambda *a: layer_norm(*a, 1e-5), *given)
+        yield f"layer norm 2048x{width}: gradient", gradient(plain, *given), ours
+
+
+def activations():
+    import jax
+
+    from research.ops.activations import gelu
+
+    x = normal(2048, 1024)
+    plain = functools.partial(jax.nn.gelu, approximate=False)
+    yield "gelu 2048x1024: value", *(functools.partial(jax.jit(f), x) for f in (plain, gelu))
+    yield "gelu 2048x1024: gradient", gradient(plain, x), gradient(gelu, x)
+
+
+def embeddings():
+    """A table's gradient as it stays, a scatter ('plain'), and by sorting first, which is not used."""
+    import jax
+    import jax.numpy as jnp
+
+    for rows, width, count in ((4096, 128, 4096), (4096, 384, 16384), (30000, 384, 2048)):
+        tokens = jax.random.randint(jax.random.key(1), (count,), 0, rows)
+        g = normal(count, width)
+
+        @jax.jit
+        def scattered(tokens, g, rows=rows):
+            return jnp.zeros((rows, g.shape[1])).at[tokens].add(g)
+
+        @jax.jit
+        def sorted_first(tokens, g, rows=rows):
+            order = jnp.argsort(tokens)
+            return jax.ops.segment_sum(g[order], tokens[order], rows, indices_are_sorted=True)
+
+        name = f"embedding {rows}x{width}, {count} tokens, sorted: gradient"
+        yield name, *(functools.partial(f, tokens, g) for f in (scattered, sorted_first))
+
+
 def recurrences():
     """A cell over time, and the product of its input before it: B 64, T 64, width 128 in and 256 out."""
     import jax.numpy as jnp
@@ -194,6 +271,28 @@ def losses():
         )
         ours = gradient(lambda z, y=labels: softmax_cross_entropy(z, y), z)
         yield f"cross-entropy {batch}x{classes}: gradient", plain, ours
+
+
+def blocks():
+    """Losses over a large vocabulary, logits kept or made in blocks; width 256."""
+    import jax
+    import jax.numpy as jnp
+
+    from research.ops.losses import blocked_cross_entropy, softmax_cross_entropy
+
+    for classes, count, block in ((4096, 2048, 512), (32000, 1024, 512), (128000, 512, 256)):
+        states, matrix = normal(1, count, 256), normal(256, classes)
+        labels = jax.random.randint(jax.random.key(1), (1, count), 0, classes)
+
+        def whole(states, matrix, labels=labels):
+            return softmax_cross_entropy(states @ matrix, labels)
+
+        def cut(states, matrix, labels=labels, block=block):
+            made = blocked_cross_entropy(lambda x, _: x @ matrix, states, labels, block=block)
+            return jnp.asarray(made[0])
+
+        both = [gradient(f, states, matrix) for f in (whole, cut)]
+        yield f"loss {count}x{classes} in blocks, {megabytes(*both)}: gradient", *both
 
 
 def steps():

@@ -31,6 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.speed.ours import Run
 from benchmarks.turns import ROOT, Worker, in_turn, median_ratio, pin, timed
 
 CONFIG = "configs/python_lm.py"
@@ -97,22 +98,11 @@ def main() -> None:
         plot(found, Path(given.plot))
 
 
-class Ours:
-    """A run's parts, without running it: its batches, its state before the first step, its compiled step."""
+class Ours(Run):
+    """Its batches, its state before the first step, its compiled step."""
 
     def __init__(self, settings: list[str]):
-        from research import config as configs
-        from research import modes
-        from research.engine.program import durations, make_program
-        from research.errors import UserErrors
-
-        pairs = [tuple(setting.split("=", 1)) for setting in settings]
-        config, mistakes = configs.load(str(ROOT / CONFIG), pairs)
-        if mistakes:
-            raise UserErrors(mistakes)
-        self.config = config
-        self.layout, self.task = modes.build(config)
-        self.program = make_program(config, self.task, self.layout, durations(config, self.task))
+        super().__init__(CONFIG, settings)
         self._step: Any = None
         self._done = 0
 

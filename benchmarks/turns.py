@@ -88,6 +88,29 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
             print(json.dumps(answer(json.loads(line))), file=out, flush=True)
 
 
+def answering(
+    make: Callable[..., tuple[Any, dict[str, Any]]], **others: Callable[..., dict[str, Any]]
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Returns what `serve` takes, of a side that makes something and is then asked for its methods.
+
+    Args:
+      make: answers {"do": "make", ...}: what is made, and what is said of it.
+      others: answer what is asked by their names, made or not; 'memory' is answered here.
+    """
+    made: list[Any] = [None]
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        do = asked.pop("do")
+        if do == "make":
+            made[0], about = make(**asked)
+            return about
+        if do == "memory":
+            return {"peak_mb": peak_mb()}
+        return (others[do] if do in others else getattr(made[0], do))(**asked)
+
+    return answer
+
+
 def pin(count: int) -> int:
     """Keeps this process and those it starts on so many cores; call it before JAX counts them. Returns how many."""
     cores = sorted(os.sched_getaffinity(0))[:count]

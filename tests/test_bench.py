@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import turns
+from benchmarks import hotspots, turns
 from benchmarks.speed import growth, picture, results, subjects
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +122,23 @@ def test_counts_of_operations(monkeypatch):
         (subjects.vit(2), vit.Model(**given), (2, 32, 32, 3), 1.0, 1.08),
     ):
         assert low <= operations(model, jnp.zeros(shape)) / count < high
+
+
+def test_hotspots_of_a_trace():
+    program = """
+  %dot.3 = f32[8]{0} dot(%a, %b), metadata={op_name="jit(step)/jvp(M)/block_0/up/dot_general"}
+  ROOT %dot.4 = f32[8]{0} dot(%a), metadata={op_name="jit(step)/jvp(M)/block_1/up/dot_general"}
+  %add.1 = f32[] add(%c), metadata={op_name="jit(step)/transpose(jvp(M))/norm/add_any"}
+"""
+    ran = (("dot.3", 1, 2000), ("dot.4", 2, 4000), ("add.1", 1, 1000), ("dot.3", 1, 2000))
+    events = [
+        {"ph": "X", "tid": tid, "dur": dur, "args": {"hlo_op": name}} for name, tid, dur in ran
+    ]
+    events.append({"ph": "X", "tid": 1, "dur": 9999, "args": {}})  # what Python does
+    rows = hotspots.table(events, hotspots.places(program), steps=2)
+    up = "jvp(M)/block_N/up/dot_general"
+    assert rows[0] == (4.0, pytest.approx(8 / 9), 1.5, 2, "dot", up)
+    assert rows[1][3:] == (1, "add", "backward jit(step)/transpose(jvp(M))/norm/add_any")
 
 
 def test_arithmetic_of_growth():

@@ -118,6 +118,7 @@ def test_another_table_is_an_error_unless_it_is_asked_for(
     assert json.loads((tmp_path / "second" / "summary.json").read_text())["steps"] == 40
 
 
+@pytest.mark.slow
 def test_other_groups_go_on_but_another_model_and_a_lost_base_do_not(
     launch, small, tmp_path, capsys
 ):

@@ -429,6 +429,7 @@ def test_full_disk(root, small, tmp_path):
         subprocess.run(["umount", "-l", disk], check=False)
 
 
+@pytest.mark.slow
 def test_minutes_become_steps_once(launch, small, tmp_path):
     """The pace measured at the start is recorded, and makes a reproduction the same length."""
     run = tmp_path / "run"

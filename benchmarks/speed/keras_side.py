@@ -18,24 +18,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.turns import peak_mb, serve, timed
+from benchmarks.turns import answering, serve, timed
 
 
 def main() -> None:
-    side: dict[str, Any] = {}
+    def make(**asked: Any) -> tuple[Any, dict[str, Any]]:
+        run = Run(**asked)
+        return run, run.about
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        do = asked.pop("do")
-        if do == "make":
-            side["run"] = Run(**asked)
-            return side["run"].about
-        if do == "memory":
-            return {"peak_mb": peak_mb()}
-        if do == "data":
-            return data(**asked)
-        return getattr(side["run"], do)(**asked)
-
-    serve(answer)
+    serve(answering(make, data=data))
 
 
 def network(keras: Any) -> Any:

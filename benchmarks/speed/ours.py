@@ -20,31 +20,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.turns import ROOT, peak_mb, serve, timed
+from benchmarks.turns import ROOT, answering, serve, timed
 
 BATCHES = 8  # different ones, which the steps go round
 
 
 def main() -> None:
-    side: dict[str, Any] = {}
+    def make(config: str, settings: list[str], folder: str = "") -> tuple[Any, dict[str, Any]]:
+        run = Run(config, settings)
+        return run, run.make(folder)
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        do = asked.pop("do")
-        if do == "make":
-            side["run"] = Run(asked["config"], asked["settings"])
-            return side["run"].make(asked.get("folder", ""))
-        if do == "compile":
-            return compile_time(**asked)
-        if do == "memory":
-            return {"peak_mb": peak_mb()}
-        if do == "product":
-            return product()
-        return getattr(side["run"], do)(**asked)
-
-    serve(answer)
+    serve(answering(make, compile=compile_time, product=product))
 
 
 class Run:
+    """A run's parts, without running it: config, layout, task, program."""
+
     def __init__(self, config: str, settings: list[str]):
         from research import config as configs
         from research import modes

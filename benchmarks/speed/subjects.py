@@ -106,6 +106,18 @@ def vit(b: int) -> int:
     return transformer(b, 65, 192, 12, 768, outputs, causal=False)
 
 
+def sentences(name: str, cell: str, gates: int) -> Subject:
+    return Subject(
+        f"{name}, 128 to 256, length 64, batch 64, Adam",
+        f"configs/sentiment_rnn.py:{cell}",
+        (*SENTENCES, "train.batch_size=64", "eval.batch_size=64"),
+        torch(),
+        recurrent(64, 64, gates),
+        64,
+        64,
+    )
+
+
 SUBJECTS = {
     "cnn": Subject(
         "CNN, 28x28x1, batch 128, Adam",
@@ -136,24 +148,8 @@ SUBJECTS = {
         vit(64),
         64,
     ),
-    "elman": Subject(
-        "Elman RNN, 128 to 256, length 64, batch 64, Adam",
-        "configs/sentiment_rnn.py:elman",
-        (*SENTENCES, "train.batch_size=64", "eval.batch_size=64"),
-        torch(),
-        recurrent(64, 64, 1),
-        64,
-        64,
-    ),
-    "lstm": Subject(
-        "LSTM, 128 to 256, length 64, batch 64, Adam",
-        "configs/sentiment_rnn.py:lstm",
-        (*SENTENCES, "train.batch_size=64", "eval.batch_size=64"),
-        torch(),
-        recurrent(64, 64, 4),
-        64,
-        64,
-    ),
+    "elman": sentences("Elman RNN", "elman", 1),
+    "lstm": sentences("LSTM", "lstm", 4),
     "gpt": Subject(
         "GPT, 6 x 256, 8 heads, length 256, vocabulary 4096, batch 8, AdamW",
         PYTHON_LM,

@@ -25,26 +25,17 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
-from benchmarks.turns import peak_mb, serve, timed
+from benchmarks.turns import answering, serve, timed
 
 Batch = dict[str, torch.Tensor]
 
 
 def main() -> None:
-    side: dict[str, Any] = {}
+    def make(**asked: Any) -> tuple[Any, dict[str, Any]]:
+        run = Run(**asked)
+        return run, {"version": torch.__version__, "parameters": run.parameters}
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        do = asked.pop("do")
-        if do == "make":
-            side["run"] = Run(**asked)
-            return {"version": torch.__version__, "parameters": side["run"].parameters}
-        if do == "memory":
-            return {"peak_mb": peak_mb()}
-        if do == "data":
-            return data(**asked)
-        return getattr(side["run"], do)(**asked)
-
-    serve(answer)
+    serve(answering(make, data=data))
 
 
 class Run:

@@ -30,9 +30,8 @@ class Parallel(NamedTuple):
     ]  # batch size -> the rows of the global batch that this process feeds
     put_batch: Callable[[Any], Any]  # those rows on the host -> the global batch on devices
     put_state: Callable[[Any], Any]  # a tree on the host -> the same on every device
-    like: Callable[
-        [Any], Any
-    ]  # a tree on the host, or its shapes -> the shapes of what `put_state` makes of it
+    # a tree on the host, or its shapes -> the shapes of what `put_state` makes of it
+    like: Callable[[Any], Any]
     take_state: Callable[[Any], Any]  # the inverse
     take: Callable[[Any], Any]  # outputs [B, ...] or metrics [] -> NumPy
     # step, state, batch -> what .compile() turns into the compiled step, which eats its state

@@ -21,9 +21,8 @@ class View(NamedTuple):
     queries: jax.Array  # int [T], places in the row
     keys: jax.Array  # int [S]
     segments: tuple[jax.Array, jax.Array]  # int [B, T] and [B, S], 0 = nobody sees it
-    positions: tuple[
-        jax.Array, jax.Array
-    ]  # int [B or 1, T] and [B or 1, S], by which the window counts
+    # int [B or 1, T] and [B or 1, S], by which the window counts
+    positions: tuple[jax.Array, jax.Array]
     window: jax.Array  # int [], of positions; a very large one for none
 
 
@@ -147,9 +146,8 @@ def _cut(q, k, v, view: View, block: int) -> tuple:
     kv = k.shape[2]
     keys, values = (_tiles(x, block, kv)[:, :, :, 0] for x in (k, v))
 
-    def rows(
-        x: jax.Array,
-    ) -> jax.Array:  # [B or 1, T] -> [count, B or 1, N]; nobody sees what is filled up
+    def rows(x: jax.Array) -> jax.Array:
+        """[B or 1, T] -> [count, B or 1, N]; nobody sees what is filled up."""
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)))
         return x.reshape(len(x), -1, block).swapaxes(0, 1)
 

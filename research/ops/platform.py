@@ -46,7 +46,6 @@ def attention_form(
     softcap: float,
     dropped: bool,
     weights: bool,
-    backend: str | None = None,
 ) -> str:
     """Returns the form of attention: 'rows' (a gradient written out), 'cudnn' or 'plain'.
 
@@ -56,11 +55,10 @@ def attention_form(
       softcap: 0 = none.
       dropped: whether weights are dropped.
       weights: whether they are wanted.
-      backend: 'cpu', 'gpu', 'tpu'; None = the default one.
     """
     if weights or dropped or is_portable():
         return "plain"
-    backend = backend or _backend()
+    backend = _backend()
     if backend == "cpu":
         return "rows"
     half = dtype in (jnp.bfloat16, jnp.float16)

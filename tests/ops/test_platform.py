@@ -34,11 +34,12 @@ PLAIN = {"softcap": 0.0, "dropped": False, "weights": False}
         ("tpu", jnp.bfloat16, SHAPE, {}, "plain"),
     ],
 )
-def test_the_form_of_attention(backend, dtype, shape, changed, form):
+def test_the_form_of_attention(monkeypatch, backend, dtype, shape, changed, form):
+    monkeypatch.setattr(platform, "_backend", lambda: backend)
     how = {**PLAIN, **changed}
-    assert attention_form(shape, shape, jnp.dtype(dtype), backend=backend, **how) == form
+    assert attention_form(shape, shape, jnp.dtype(dtype), **how) == form
     with platform.portable():
-        assert attention_form(shape, shape, jnp.dtype(dtype), backend=backend, **how) == "plain"
+        assert attention_form(shape, shape, jnp.dtype(dtype), **how) == "plain"
 
 
 @pytest.mark.parametrize(

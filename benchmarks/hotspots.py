@@ -1,0 +1,99 @@
+"""Where the time of a train step goes: what XLA runs, how long, on how many threads.
+
+    python benchmarks/hotspots.py gpt [--steps=5] [--top=25] [--work=runs/benchmarks/speed]
+
+For any of the networks of benchmarks/bench.py. Layers that differ by a number count together. Operations overlap, so
+that the sum of a table may be more than a step takes by the clock.
+"""
+
+import argparse
+import collections
+import gzip
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.speed.ours import Run, product
+from benchmarks.speed.subjects import SUBJECTS, write_texts
+
+FIELDS = ("ms a step", "share", "times", "threads", "what", "where")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("subject", choices=SUBJECTS)
+    options.add_argument("--steps", type=int, default=5)
+    options.add_argument("--top", type=int, default=25)
+    options.add_argument("--work", default="runs/benchmarks/speed")
+    given = options.parse_args()
+    from research.ops.memory import keep_freed_memory
+
+    keep_freed_memory()
+    import jax
+
+    subject, work = SUBJECTS[given.subject], Path(given.work).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    write_texts(work)
+    run = Run(subject.config, [text.format(work=work) for text in subject.settings])
+    run.make("")
+    run.train(2)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            start = time.perf_counter()
+            run.train(given.steps)
+            clock = (time.perf_counter() - start) * 1e3 / given.steps
+        (trace,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    found = table(events, places(run.step.as_text()), given.steps)
+    gflop = 3 * subject.forward / 1e9
+    print(
+        f"{subject.title}: {clock:.0f} ms a step by the clock, {sum(row[0] for row in found):.0f} ms in "
+        f"operations; {gflop / clock:.3f} TFLOP/s of {product()['gflops'] / 1e3:.3f}"
+    )
+    print(("{:>10}{:>8}{:>8}{:>9}  {:24}{}").format(*FIELDS))
+    for row in found[: given.top]:
+        print("{:10.2f}{:8.1%}{:8.0f}{:9d}  {:24}{}".format(*row))
+
+
+def places(program: str) -> dict[str, str]:
+    """Returns what each operation of a compiled program comes from, {'dot.3': 'jit(step)/.../mlp/up/dot_general'}."""
+    lines = re.finditer(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', program, re.MULTILINE)
+    return {match[1]: match[2] for match in lines}
+
+
+def table(events: list[dict[str, Any]], where: dict[str, str], steps: int) -> list[tuple]:
+    """Returns a row of FIELDS for each kind of operation, the longest first."""
+    spent: dict[tuple[str, str], float] = collections.Counter()
+    times: dict[tuple[str, str], int] = collections.Counter()
+    threads: dict[tuple[str, str], set] = collections.defaultdict(set)
+    for event in events:
+        name = event.get("args", {}).get("hlo_op")
+        if event.get("ph") != "X" or not name:
+            continue
+        key = re.sub(r"[.\d]+$", "", name), re.sub(r"\d+", "N", where.get(name, ""))
+        spent[key] += event["dur"] / 1e3 / steps
+        times[key] += 1
+        threads[key].add(event["tid"])
+    total = sum(spent.values())
+    rows = [
+        (ms, ms / total, times[key] / steps, len(threads[key]), key[0][:23], _tail(key[1]))
+        for key, ms in spent.items()
+    ]
+    return sorted(rows, key=lambda row: -row[0])
+
+
+def _tail(path: str) -> str:
+    way = "backward " if "transpose(" in path else ""
+    return way + "/".join(path.split("/")[-4:])
+
+
+if __name__ == "__main__":
+    main()
