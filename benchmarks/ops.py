@@ -276,8 +276,8 @@ def losses():
 def blocks():
     """Losses over a large vocabulary, logits kept or made in blocks; width 256."""
     import jax
-    import jax.numpy as jnp
 
+    from research.ops.dense import dense
     from research.ops.losses import blocked_cross_entropy, softmax_cross_entropy
 
     for classes, count, block in ((4096, 2048, 512), (32000, 1024, 512), (128000, 512, 256)):
@@ -285,11 +285,11 @@ def blocks():
         labels = jax.random.randint(jax.random.key(1), (1, count), 0, classes)
 
         def whole(states, matrix, labels=labels):
-            return softmax_cross_entropy(states @ matrix, labels)
+            return softmax_cross_entropy(dense(states, matrix), labels)
 
         def cut(states, matrix, labels=labels, block=block):
-            made = blocked_cross_entropy(lambda x, _: x @ matrix, states, labels, block=block)
-            return jnp.asarray(made[0])
+            given = lambda x, _: dense(x, matrix), states, labels
+            return blocked_cross_entropy(*given, block=block)[0]
 
         both = [gradient(f, states, matrix) for f in (whole, cut)]
         yield f"loss {count}x{classes} in blocks, {megabytes(*both)}: gradient", *both
