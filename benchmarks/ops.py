@@ -150,8 +150,23 @@ def depthwise():
 
 
 def pools():
+    import jax
+
+    from research.ops.conv_pool import conv_relu_pool, conv_relu_pool_plain
     from research.ops.pool import max_pool, max_pool_plain
 
+    for side, c, d in ((28, 1, 32), (13, 32, 64)):
+        given = normal(128, side, side, c), normal(3, 3, c, d), normal(d)
+        both = [
+            functools.partial(f, padding="VALID") for f in (conv_relu_pool_plain, conv_relu_pool)
+        ]
+        name = f"conv 128x{side}x{side}, {c}->{d}, relu and max-pool in one"
+        yield f"{name}: value", *(functools.partial(jax.jit(f), *given) for f in both)
+        if c > 1:
+            yield f"{name}: gradients", *(gradient(f, *given) for f in both)
+        else:  # pictures need no gradient
+            x, *given = given
+            yield f"{name}: gradients", *(gradient(functools.partial(f, x), *given) for f in both)
     for shape in ((128, 26, 26, 32), (128, 11, 11, 64)):
         x = normal(*shape)
         yield (

@@ -51,22 +51,28 @@ class Model(nn.Module):
         )
         x = x.astype(self.dtype)
         for stage, features in enumerate(self.features, 1):
+            pooled = stage in self.pool
+            in_one = pooled and not batch and not self._wanted(f"stage{stage}")
             for i in range(1, self.convs + 1):
+                last = i == self.convs
                 conv = Conv(
                     features,
                     self.kernel,
                     padding=self.padding,
                     use_bias=not batch,  # batch norm has one
                     dtype=self.dtype,
+                    pooled=in_one and last,
                     name=f"stage{stage}_conv{i}",
                 )
                 x = conv(x)
+                if in_one and last:
+                    break
                 if batch:
                     x = norm(name=f"stage{stage}_norm{i}")(x)
                 x = nn.relu(x)
-            x = named(self, f"stage{stage}", x)
-            if stage in self.pool:
-                x = max_pool(x)
+            if not in_one:
+                x = named(self, f"stage{stage}", x)
+                x = max_pool(x) if pooled else x
         x = x.reshape(x.shape[0], -1) if self.head == "flatten" else global_avg_pool(x)
         x = named(self, "pooled", x)
         for i, width in enumerate(self.dense, 1):
@@ -76,6 +82,10 @@ class Model(nn.Module):
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
         self.sow("intermediates", "logits", logits)
         return logits
+
+    def _wanted(self, name: str) -> bool:
+        """Whether an intermediate is looked at, or given."""
+        return self.is_mutable_collection("intermediates") or self.has_variable("given", name)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         allowed = {

@@ -8,8 +8,9 @@ algorithm (research/ops/winograd.py) takes about half.
 
 Its gradient by the kernel is bad there: it contracts over B*H*W, up to millions of terms, for a result of a few
 thousand numbers. Winograd's algorithm takes half to two thirds of its time. As matrix products (`_by_rows`) it takes a
-fifth of the time for 1x1 kernels, half for pictures of one channel, and less than XLA's up to about 32 channels and
-where the kernel makes steps; else the copies cost more than they save. benchmarks/ops.py prints the comparison.
+fifth of the time for 1x1 kernels, half for pictures of one channel, and less than XLA's up to about 32 channels, up to
+64 for small pictures, and where the kernel makes steps; else the copies cost more than they save. benchmarks/ops.py
+prints the comparison.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from research.ops.order import after
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CACHE_BYTES = 8 << 20  # copies that do not fit a core's share of the cache cost too much
+SMALL_BYTES = 4 << 20  # copies that may be kept from the forward pass on
 TILES = 128  # for fewer, the transform of the kernel takes longer than what it saves
 
 
@@ -70,15 +72,21 @@ def pads(x: jax.Array, kernel: jax.Array, stride: int, padding: str | int) -> li
 
 def _rows_are_fast(x: tuple, kernel: tuple, stride: int) -> bool:
     """Where `_by_rows` beats XLA's kernel gradient on a CPU; measured on jax 0.10.2 and 0.12.0.1."""
-    (b, h, w, _), (rows, cols, c, d) = x, kernel
+    (b, _, w, _), (rows, cols, c, d) = x, kernel
     if rows == cols == 1:
         return True
     if not isinstance(b, int):  # left open, in a program that only predicts
         return False
     if stride > 1 and c >= 64:  # XLA's, with steps in the kernel, copies both operands
         return d >= 32
-    copies = 4 * b * h * (w // stride) * cols * c  # bytes
-    return d >= 32 and (c <= 4 or (c <= 32 and copies <= CACHE_BYTES))
+    copies = _copies(x, cols, w // stride)
+    few = c <= 4 or (c <= 32 and copies <= CACHE_BYTES) or (c <= 64 and copies <= SMALL_BYTES)
+    return d >= 32 and few
+
+
+def _copies(x: tuple, cols: int, w: int) -> int:
+    """Bytes of a picture's copies, each shifted by a column, in float32."""
+    return 4 * x[0] * x[1] * w * cols * x[3]
 
 
 def _tiles_are_fast(x: jax.Array, kernel: jax.Array, stride: int, padding: str | int) -> bool:
@@ -154,7 +162,10 @@ def _by_rows(x: jax.Array, kernel: jax.Array, g: jax.Array, *, stride: int, padd
     """
     (k, n, c, d), (_, h, w, _) = kernel.shape, g.shape
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    x = jnp.pad(after(g, x).astype(wide), ((0, 0), *pads(x, kernel, stride, padding), (0, 0)))
+    edges = ((0, 0), *pads(x, kernel, stride, padding), (0, 0))
+    if _copies(x.shape, n, w) > SMALL_BYTES:
+        x = after(g, x)
+    x = jnp.pad(x.astype(wide), edges)
     g = g.astype(wide).reshape(-1, d)
     across = [x[:, :, j : j + (w - 1) * stride + 1 : stride] for j in range(n)]
     columns = jnp.concatenate(across, -1)  # [B, H + padding, W', N*C]

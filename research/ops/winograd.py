@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from research.ops.order import after
 
 Pads = Sequence[tuple[int, int]]  # zeros (above, below), (left, right)
+Entries = list[list[jax.Array]]  # of all tiles, one array for each place in a tile
 
 
 def value(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
@@ -41,11 +43,82 @@ def by_kernel(x: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
     """The gradient by the kernel, [3, 3, C, D]: the algorithm transposed, as it is linear in the kernel."""
     h, w = _sides(x, pads)
     g = jnp.pad(g, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-    inputs = _on_both(_from_input, _cut(after(g, x), pads))
+    inputs = _on_both(_from_input, _cut(after(g, x), pads, g.shape[1] // 2, g.shape[2] // 2))
     changes = _on_both(_from_output, [[g[:, i::2, j::2] for j in range(2)] for i in range(2)])
+    return _kernel_of(inputs, changes)
+
+
+def tiles_of(x: jax.Array, kernel: jax.Array, pads: Pads) -> tuple[Entries, Entries]:
+    """The value in tiles, [2][2] of [B, H' // 2, W' // 2, D], a last odd row or column left out.
+
+    Returns:
+      The tiles, and x as it was multiplied, [4][4] of [B, H' // 2, W' // 2, C], for `by_tiles`.
+    """
+    h, w = (side // 2 for side in _sides(x, pads))
+    inputs = _on_both(_from_input, _cut(x, pads, h, w))
+    return _on_both(_to_output, _multiplied(inputs, _transformed(kernel))), inputs
+
+
+def by_tiles(
+    inputs: Entries, kernel: jax.Array, tiles: Entries, shape: tuple[int, ...], pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `tiles_of` by x, of that shape, and by the kernel: both are the algorithm transposed.
+
+    Args:
+      inputs, kernel, pads: of `tiles_of`.
+      tiles: the gradient of the value's tiles, [2][2] of [B, h, w, D].
+      shape: of x, [B, H, W, C].
+    """
+    changes = _on_both(_from_output, tiles)
+    turned = [[entry.T for entry in row] for row in _transformed(kernel)]
+    dx = overlapped(_on_both(_to_input, _multiplied(changes, turned)), shape, pads)
+    return dx, _kernel_of(inputs, changes)
+
+
+def overlapped(entries: Entries, shape: tuple[int, ...], pads: Pads) -> jax.Array:
+    """Adds tiles of 4x4 where they lie, two pixels apart: [4][4] of [B, h, w, C] -> x's shape, [B, H, W, C]."""
+
+    def pixels(down: int, across: int) -> jax.Array:  # of one of the four places in 2x2 pixels
+        parts = [
+            lax.pad(
+                entries[down + 2 * i][across + 2 * j],
+                jnp.zeros((), entries[0][0].dtype),
+                ((0, 0, 0), (i, 1 - i, 0), (j, 1 - j, 0), (0, 0, 0)),
+            )
+            for i in range(2)
+            for j in range(2)
+        ]
+        return (parts[0] + parts[1]) + (parts[2] + parts[3])
+
+    padded = _interleaved([[pixels(i, j) for j in range(2)] for i in range(2)])
+    (top, _), (left, _) = pads
+    sides = zip((top, left), shape[1:3], padded.shape[1:3], strict=True)
+    edges = [(-before, before + size - there, 0) for before, size, there in sides]
+    return lax.pad(padded, jnp.zeros((), padded.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+
+
+def _products(x: jax.Array, entries: Entries, pads: Pads) -> jax.Array:
+    h, w = _sides(x, pads)
+    inputs = _on_both(_from_input, _cut(x, pads, -(-h // 2), -(-w // 2)))
+    return _interleaved(_on_both(_to_output, _multiplied(inputs, entries)))[:, :h, :w]
+
+
+def _multiplied(inputs: Entries, entries: Entries) -> Entries:
+    """[4][4] of [B, h, w, C] with [4][4] of [C, D]."""
+    return [
+        [
+            (tile.reshape(-1, tile.shape[-1]) @ entry).reshape(*tile.shape[:3], -1)
+            for tile, entry in zip(*rows, strict=True)
+        ]
+        for rows in zip(inputs, entries, strict=True)
+    ]
+
+
+def _kernel_of(inputs: Entries, changes: Entries) -> jax.Array:
+    """The kernel's gradient from x and the value's gradient, both transformed."""
     products = [
         [
-            tile.reshape(-1, x.shape[-1]).T @ change.reshape(-1, g.shape[-1])
+            tile.reshape(-1, tile.shape[-1]).T @ change.reshape(-1, change.shape[-1])
             for tile, change in zip(*rows, strict=True)
         ]
         for rows in zip(inputs, changes, strict=True)
@@ -53,22 +126,13 @@ def by_kernel(x: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
     return jnp.stack([jnp.stack(row) for row in _on_both(_to_kernel, products)])
 
 
-def _products(x: jax.Array, entries: list[list[jax.Array]], pads: Pads) -> jax.Array:
-    h, w = _sides(x, pads)
-    inputs = _on_both(_from_input, _cut(x, pads))
-    products = [
-        [
-            (tile.reshape(-1, x.shape[-1]) @ entry).reshape(*tile.shape[:3], -1)
-            for tile, entry in zip(*rows, strict=True)
-        ]
-        for rows in zip(inputs, entries, strict=True)
-    ]
-    tiles = _on_both(_to_output, products)  # [2][2] of [B, h, w, D]
+def _interleaved(tiles: Entries) -> jax.Array:
+    """[2][2] of [B, h, w, D] -> [B, 2h, 2w, D]."""
     y = jnp.stack([jnp.stack(row, 3) for row in tiles], 2)  # [B, h, 2, w, 2, D]
-    return y.reshape(len(x), y.shape[1] * 2, y.shape[3] * 2, -1)[:, :h, :w]
+    return y.reshape(len(y), y.shape[1] * 2, y.shape[3] * 2, -1)
 
 
-def _transformed(kernel: jax.Array) -> list[list[jax.Array]]:
+def _transformed(kernel: jax.Array) -> Entries:
     """G k G^T: [4][4] of [C, D]."""
     return _on_both(_of_kernel, [[kernel[i, j] for j in range(3)] for i in range(3)])
 
@@ -78,16 +142,16 @@ def _sides(x: jax.Array, pads: Pads) -> tuple[int, int]:
     return x.shape[1] + sum(pads[0]) - 2, x.shape[2] + sum(pads[1]) - 2
 
 
-def _cut(x: jax.Array, pads: Pads) -> list[list[jax.Array]]:
-    """Of every tile each of its 4x4 entries: [4][4] of [B, h, w, C]."""
-    h, w = (side + side % 2 for side in _sides(x, pads))
+def _cut(x: jax.Array, pads: Pads, h: int, w: int) -> Entries:
+    """Of each of h x w tiles each of its 4x4 entries: [4][4] of [B, h, w, C]."""
     (top, _), (left, _) = pads
-    down, across = h + 2 - x.shape[1] - top, w + 2 - x.shape[2] - left
-    x = jnp.pad(x, ((0, 0), (top, down), (left, across), (0, 0)))
-    return [[x[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)]
+    down, across = 2 * h + 2 - x.shape[1] - top, 2 * w + 2 - x.shape[2] - left
+    edges = ((0, 0, 0), (top, down, 0), (left, across, 0), (0, 0, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)  # negative: cut off
+    return [[x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for j in range(4)] for i in range(4)]
 
 
-def _on_both(transform: Callable, entries: list[list[jax.Array]]) -> list[list[jax.Array]]:
+def _on_both(transform: Callable, entries: Entries) -> Entries:
     """The transform along the columns and then along the rows of [rows][columns]."""
     down = [transform(column) for column in zip(*entries, strict=True)]
     return [transform(row) for row in zip(*down, strict=True)]
@@ -95,6 +159,10 @@ def _on_both(transform: Callable, entries: list[list[jax.Array]]) -> list[list[j
 
 def _from_input(d: Sequence[jax.Array]) -> list[jax.Array]:  # B^T
     return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def _to_input(v: Sequence[jax.Array]) -> list[jax.Array]:  # B
+    return [v[0], v[1] - v[2] + v[3], v[1] + v[2] - v[0], -v[3]]
 
 
 def _of_kernel(k: Sequence[jax.Array]) -> list[jax.Array]:  # G
