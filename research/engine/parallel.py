@@ -4,6 +4,7 @@
 pure step over a leading axis of devices. Both hide behind `Parallel`.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from research.errors import UserError
 from research.ops.memory import keep_freed_memory
 
 AXIS = "data"
+MOST_COMPILED = 4 << 30  # bytes of compiled programs that are kept
 
 
 class Parallel(NamedTuple):
@@ -48,7 +50,12 @@ class Parallel(NamedTuple):
 def configure(*, cpu_devices: int = 0) -> None:
     """Settings of JAX that must stand before it is first used; above all the persistent compilation cache."""
     keep_freed_memory()
-    jax.config.update("jax_compilation_cache_dir", str(cache.home() / "xla"))
+    programs = cache.home() / "xla"
+    # Not jax_compilation_cache_max_size: with it whatever is kept first reads a further file for each program that is
+    # there, and on jax 0.10 nothing is kept any more once one of these is missing, as all are of earlier programs.
+    limit = threading.Thread(target=cache.keep_within, args=(programs, MOST_COMPILED), daemon=True)
+    limit.start()
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if cpu_devices:

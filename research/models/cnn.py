@@ -90,7 +90,7 @@ class Model(nn.Module):
                 )
         if not set(self.pool) <= set(range(1, len(self.features) + 1)):
             raise ValueError(
-                f"model.pool={self.pool} names a stage that is not there: features={self.features}"
+                f"config.model.pool={self.pool} names a stage that is not there: features={self.features}"
             )
         height, width = shape[1:3]
         for stage in range(1, len(self.features) + 1):
@@ -101,5 +101,6 @@ class Model(nn.Module):
             if min(height, width) < 1:
                 raise ValueError(
                     f"pictures of {shape[1]}x{shape[2]} are too small: nothing is left after stage {stage} of "
-                    f"{len(self.features)}; use model.padding='SAME', fewer model.features or a shorter model.pool"
+                    f"{len(self.features)}; use config.model.padding='SAME', fewer "
+                    "config.model.features or a shorter config.model.pool"
                 )

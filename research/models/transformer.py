@@ -172,7 +172,7 @@ class Model(nn.Module):
     @property
     def joined(self) -> dict[str, str]:
         """See `research.task.Task`."""
-        why = "model.scan=True runs all blocks as one; set model.scan=False"
+        why = "config.model.scan=True runs all blocks as one; set config.model.scan=False"
         return {r"block_\d+/": why} if self.scan else {}
 
     def _embed(self, x: jax.Array, positions: jax.Array, keys: Any) -> jax.Array:
@@ -213,8 +213,8 @@ class Model(nn.Module):
         for path, _ in jax.tree_util.tree_leaves_with_path(trees):
             if path[-1].key.startswith("lora_"):
                 raise ValueError(
-                    "model.scan=True runs all blocks as one, which cannot hold adapters: "
-                    "set model.scan=False, or choose config.lora.layers outside of the blocks"
+                    "config.model.scan=True runs all blocks as one, which cannot hold adapters: "
+                    "set config.model.scan=False, or choose config.lora.layers outside of the blocks"
                 )
 
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:

@@ -218,8 +218,8 @@ def test_attention_weights_can_be_asked_for():
         ("cnn", {"head": "mean"}, 28, "model.head='mean' is none of flatten, avg"),
         ("efficientnet", {"variant": 5}, 28, "model.variant=5 is none of 0, 1, 2, 3, 4"),
         ("resnet", {"depth": 20}, 28, "model.depth=20 is none of 18, 34, 50"),
-        ("vit", {"patch_size": 5}, 28, "cannot be cut into patches of model.patch_size=5"),
-        ("vit", {"heads": 5}, 28, "does not divide by model.heads=5"),
+        ("vit", {"patch_size": 5}, 28, "cannot be cut into patches of config.model.patch_size=5"),
+        ("vit", {"heads": 5}, 28, "does not divide by config.model.heads=5"),
     ],
 )
 def test_errors_are_one_clear_line(name, options, side, match):

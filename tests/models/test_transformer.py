@@ -609,7 +609,7 @@ def test_an_adapter_of_an_untied_output_may_drop():
 
 def test_adapters_and_a_scan():
     task = task_of(model(**MODERN, scan=True))
-    with pytest.raises(ValueError, match="model.scan=True .* cannot hold adapters"):
+    with pytest.raises(ValueError, match="config.model.scan=True .* cannot hold adapters"):
         lora.adapt(task, section(r"block_\d+/attention/query$")).init(KEYS[0])
     params, _ = lora.adapt(task, section("embed$")).init(KEYS[0])
     assert "lora_a" in params["embed"]
@@ -618,8 +618,8 @@ def test_adapters_and_a_scan():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(width=18), "model.width=18 does not divide by model.heads=4"),
-        (dict(kv_heads=3), "model.heads=4 does not divide by model.kv_heads=3"),
+        (dict(width=18), "model.width=18 does not divide by config.model.heads=4"),
+        (dict(kv_heads=3), "model.heads=4 does not divide by config.model.kv_heads=3"),
         (dict(context=8), "9 tokens do not fit .* model.context=8 rows"),
         (dict(context=10, position_offset=2), "model.context=10 rows, the first 2 unused"),
         (dict(position="rotary", head_width=3), "the width of a head, 3, must be even"),

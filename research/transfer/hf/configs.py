@@ -273,7 +273,9 @@ def _misses(kind: ModelType, wanted: Options, head: str, pad: int | None) -> lis
     misses += kind.check(wanted, head)
     written = _write(kind, wanted)
     if kind.name == "roberta" and pad is not None and pad != written["pad_token_id"]:
-        misses.append(f"model.position_offset={wanted['position_offset']} with padding {pad}")
+        misses.append(
+            f"config.model.position_offset={wanted['position_offset']} with padding {pad}"
+        )
     try:
         found = _read(kind, written)
     except Uncovered as error:
