@@ -86,7 +86,7 @@ class Model(nn.Module):
         for option, choices in allowed.items():
             if getattr(self, option) not in choices:
                 raise ValueError(
-                    f"model.{option}={getattr(self, option)!r} is none of {', '.join(choices)}"
+                    f"config.model.{option}={getattr(self, option)!r} is none of {', '.join(choices)}"
                 )
         if not set(self.pool) <= set(range(1, len(self.features) + 1)):
             raise ValueError(

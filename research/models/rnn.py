@@ -151,7 +151,7 @@ class Model(nn.Module):
             raise ValueError(f"config.model.pool={self.pool!r} is none of {', '.join(POOLS)}")
         for name in ("embedding", "width", "depth"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"config.model.{name}={getattr(self, name)} must be at least 1")
         if self.bidirectional and self.head == "lm":
             raise ValueError(
                 "config.model.bidirectional=True would see the token that it has to guess; set it to False"

@@ -30,7 +30,8 @@ def softmax_cross_entropy(
 
 def _forward(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> tuple:
     wide = logits.astype(jnp.float32)
-    size = jnp.where(_is_class(labels, logits), jax.nn.logsumexp(wide, -1), jnp.nan)
+    size = jax.nn.logsumexp(wide, -1)
+    size = jnp.where(_is_class(labels, logits), size, jnp.nan)
     own = jnp.take_along_axis(logits, labels[..., None], -1, mode="clip")[..., 0]
     own = own.astype(jnp.float32)
     losses = size - own

@@ -97,7 +97,9 @@ def check(model: Any, length: int, *, cached: bool) -> None:
     """
     for key, choices in CHOICES.items():
         if (value := getattr(model, key)) not in choices:
-            raise ValueError(f"model.{key}={value!r} is none of {', '.join(map(repr, choices))}")
+            raise ValueError(
+                f"config.model.{key}={value!r} is none of {', '.join(map(repr, choices))}"
+            )
     if not model.head_width and model.width % model.heads:
         raise ValueError(
             f"config.model.width={model.width} does not divide by config.model.heads={model.heads}; "

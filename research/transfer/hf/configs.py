@@ -282,7 +282,7 @@ def _misses(kind: ModelType, wanted: Options, head: str, pad: int | None) -> lis
         return [*misses, str(error)]
     of_head = ("tied",) if head == "classify" else OF_CLASSES
     return misses + [
-        f"model.{key}={wanted[key]!r} (it has {found[key]!r})"
+        f"config.model.{key}={wanted[key]!r} (it has {found[key]!r})"
         for key in DEFAULTS
         if key not in (*OF_TRAINING, *of_head) and found[key] != wanted[key]
     ]
