@@ -25,6 +25,7 @@ from research.models.layers.cache import Slots, empty, extend, filled
 from research.models.layers.context import Context, contexts
 from research.models.layers.norm import Norm
 from research.ops.segments import count_positions, last_token, pool
+from research.ops.softmax import capped
 
 # Parameter paths from the tokens to the output; numbers count within a pattern.
 LAYERS = (
@@ -268,9 +269,7 @@ class Model(nn.Module):
         else:
             logits = Dense(self._rows, options.normal(), self.dtype, False, True, name="head")(x)
         logits = logits if bias is None else logits + bias
-        if self.logit_softcap:
-            logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
-        return logits
+        return capped(logits, self.logit_softcap)[0]
 
     @property
     def _rows(self) -> int:
