@@ -12,8 +12,10 @@ import pytest
 from research.data import cache
 from research.engine import compiled, parallel
 
+PMAP = pytest.param(("--config.parallel.kind=pmap",), marks=pytest.mark.slow)
 
-@pytest.mark.parametrize("more", [(), ("--config.parallel.kind=pmap",)])
+
+@pytest.mark.parametrize("more", [(), PMAP])
 def test_compiling_side_by_side_changes_no_bit(launch, small, tmp_path, monkeypatch, more):
     begun, begin = [], compiled._begin
 

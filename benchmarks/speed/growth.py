@@ -39,8 +39,8 @@ GROWTH = {
     "growth_lstm_length": Growth("LSTM, length", "length", (16, 32, 64, 128, 256), "lstm"),
     "growth_lstm_width": Growth("LSTM, width", "width", (64, 128, 256, 512), "lstm"),
 }
-TRADES = {"batch": 8, "length": 512, "width": 256, "depth": 6}
 DEPTHS = (2, 6, 12, 24)
+WAYS = (("none", False), ("dots", False), ("full", False), ("none", True), ("full", True))
 
 
 def gpt_settings(work: Any, shape: dict[str, int], *more: str) -> list[str]:
@@ -154,24 +154,23 @@ def measured(
     ]
 
 
-def trades(open_side: Callable[[], Worker], work: Any, rounds: int) -> dict[str, Any]:
-    """What remat and the scan over blocks give and take: step time, memory, compilation."""
-    ways = [(remat, scan) for remat in ("none", "dots", "full") for scan in (False, True)]
-    sides, made = {}, {}
-    for way in ways:
-        sides[way] = open_side()
-        settings = gpt_settings(work, TRADES, f"model.remat={way[0]}", f"model.scan={way[1]}")
-        made[way] = sides[way].ask(do="make", config=subjects.PYTHON_LM, settings=settings)
-    try:
-        points = measured(sides, made, rounds)
-    finally:
-        for side in sides.values():
-            side.close()
-    named = [
-        {"remat": remat, "scan": str(scan), **point}
-        for (remat, scan), point in zip(ways, points, strict=True)
-    ]
-    return {"title": "GPT, batch 8 x 512, 6 blocks", "points": named}
+def trades(
+    open_side: Callable[[], Worker], work: Any, rounds: int, depths: tuple[int, ...] = DEPTHS
+) -> dict[str, Any]:
+    """What remat and the scan over blocks give and take, against depth: step time, memory, compilation."""
+    points = []
+    for depth in depths:
+        for remat, scan in WAYS:
+            side = open_side()
+            more = (f"model.remat={remat}", f"model.scan={scan}")
+            settings = gpt_settings(work, {**BASE, "depth": depth}, *more)
+            made = side.ask(do="make", config=subjects.PYTHON_LM, settings=settings)
+            try:
+                (point,) = measured({0: side}, {0: made}, rounds)
+            finally:
+                side.close()
+            points.append({"depth": depth, "remat": remat, "scan": str(scan), **point})
+    return {"title": "GPT, batch 4 x 256", "points": points}
 
 
 def compile_times(open_side: Callable[[], Worker], work: Any, rounds: int) -> dict[str, Any]:
