@@ -88,8 +88,11 @@ class Model(nn.Module):
     pool: str = "mean"  # for 'classify': the mean, the first or the last token
     pooler: str = ""  # a layer before the head: 'tanh', 'relu'
     head_bias: bool = True
-    scan: bool = False  # the blocks as one loop: compile time does not grow with depth
-    remat: str = "none"  # kept for the gradient: all, the products with matrices ('dots'), blocks' inputs ('full')
+    scan: bool = (
+        False  # the blocks as one loop: compiled sooner from a dozen blocks on, a step takes longer
+    )
+    # Kept for the gradient: all, the products with matrices ('dots'), blocks' inputs ('full'). On a CPU only with scan.
+    remat: str = "none"
 
     @nn.compact
     def __call__(
