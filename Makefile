@@ -29,7 +29,7 @@ run: $(VENV)/.installed
 	@$(VENV)/bin/python launch.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: $(VENV)/.installed-test
-	@$(VENV)/bin/python -m pytest -q -n 2 $(ARGS)
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(VENV)/.installed-test
 	@$(VENV)/bin/python -m pytest -q -m slow $(ARGS)

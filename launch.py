@@ -44,12 +44,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     parser.add_argument(
         "--mode", default="train", choices=modes, help="what to do; train if left out"
     )
-    parser.add_argument("--inputs", default="", help="predict: files, folders; commas between")
-    parser.add_argument("--prompt", default="", help="predict: a text to go on with or to judge")
-    parser.add_argument("--output", default="", help="reproduce, export: the directory to write")
-    parser.add_argument("--format", default="", help="export: FORMAT, or torch:NAMING")
+    parser.add_argument("--inputs", help="predict: files, folders; commas between")
+    parser.add_argument("--prompt", help="predict: a text to go on with or to judge")
+    parser.add_argument("--output", help="reproduce, export: the directory to write")
+    parser.add_argument("--format", help="export: FORMAT, or torch:NAMING")
     parser.add_argument(
-        "--compile", action="store_true", help="check: compiles the step, for XLA's own figures"
+        "--compile",
+        action="store_true",
+        default=None,
+        help="check: compiles the step, for XLA's own figures",
     )
     flags, overrides, words = [], [], list(argv)
     while words:

@@ -97,7 +97,7 @@ class Task(NamedTuple):
     describe: Callable[
         [dict[str, Array], str], list[Section]
     ]  # predictions of a split, its name -> report
-    read_inputs: Callable[[list[str], str], Inputs]  # paths, and a text or '' -> examples
+    read_inputs: Callable[[list[str], str | None], Inputs]  # paths, and a text -> examples
     decode: Callable[
         [dict[str, Array]], list[dict[str, Any]]
     ]  # predictions -> a JSON row for each example
@@ -112,7 +112,7 @@ class Task(NamedTuple):
     # Of a task that writes text: (paths, a text or '') -> prompts; and (params, model_state, what is given of each,
     # options, emit) -> a text for each, where options are config.generate and emit(i, piece) is called with each
     # further piece of text i as it is made.
-    read_prompts: Callable[[list[str], str], list[Prompt]] | None = None
+    read_prompts: Callable[[list[str], str | None], list[Prompt]] | None = None
     generate: (
         Callable[[Params, Params, list[Any], Any, Callable[[int, str], None]], list[str]] | None
     ) = None

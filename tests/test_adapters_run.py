@@ -25,17 +25,15 @@ def ending(workdir):
     return summary["params_sha256"], (workdir / "metrics.jsonl").read_text()
 
 
-@pytest.fixture(scope="module")
-def base(launch, small, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("base") / "run"
-    assert launch(*small, f"--workdir={workdir}") == 0
-    return workdir
+@pytest.fixture
+def base(finished):
+    return finished
 
 
 @pytest.fixture(scope="module")
-def adapted(launch, small, base, tmp_path_factory):
+def adapted(launch, small, finished, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("adapted") / "run"
-    source = f"--config.pretrained.source=orbax:{base}"
+    source = f"--config.pretrained.source=orbax:{finished}"
     assert launch(*small, *LORA, source, f"--workdir={workdir}") == 0
     return workdir
 

@@ -150,12 +150,10 @@ def test_other_groups_go_on_but_another_model_and_a_lost_base_do_not(
     assert launch(second, "--mode=evaluate") == 0
 
 
-@pytest.fixture(scope="module")
-def base(launch, small, tmp_path_factory):
+@pytest.fixture
+def base(finished):
     """A run of the small CNN with an average of its parameters."""
-    workdir = tmp_path_factory.mktemp("base") / "run"
-    assert launch(*small, f"--workdir={workdir}") == 0
-    return workdir
+    return finished
 
 
 @pytest.mark.parametrize("which", ["evaluated", "trained"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -125,9 +126,8 @@ def test_modes_of_a_finished_run(launch, pictures, on_folder, tmp_path, capsys):
     assert "same data, metrics and params_sha256" in capsys.readouterr().out
 
 
-def test_reproduce_names_the_first_difference(launch, small, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert launch(*small, f"--workdir={run}") == 0
+def test_reproduce_names_the_first_difference(launch, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     third = json.loads(lines[2])
     lines[2] = json.dumps(third | {"loss": third["loss"] * 2})
@@ -452,10 +452,9 @@ def test_going_on_with_other_data_is_refused(launch, pictures, on_folder, tmp_pa
     assert error.count("\n") == 1 and "the data changed since the checkpoint of step 2" in error
 
 
-def test_resume_starts_from_another_run(launch, small, tmp_path):
-    first, longer = tmp_path / "first", tmp_path / "longer"
-    assert launch(*small, f"--workdir={first}") == 0
-    flags = (*small, "--config.train.duration=steps=40", f"--config.resume={first}")
+def test_resume_starts_from_another_run(launch, small, finished, tmp_path):
+    longer = tmp_path / "longer"
+    flags = (*small, "--config.train.duration=steps=40", f"--config.resume={finished}")
     assert launch(*flags, f"--workdir={longer}") == 0
     steps = [
         json.loads(line)["step"] for line in (longer / "metrics.jsonl").read_text().splitlines()

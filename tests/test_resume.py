@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
-def straight(launch, small, tmp_path_factory) -> Path:
+@pytest.fixture
+def straight(finished) -> Path:
     """The small run, never stopped."""
-    workdir = tmp_path_factory.mktemp("straight") / "run"
-    assert launch(*small, f"--workdir={workdir}") == 0
-    return workdir
+    return finished
 
 
 def ending(workdir: Path) -> tuple[str, str]:

@@ -1,16 +1,21 @@
 """How a run starts and ends: what is compiled beside what, what a second run has to compile, what is imported."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import jax
 import pytest
 
-from research.engine import compiled
+from research.data import cache
+from research.engine import compiled, parallel
+
+PMAP = pytest.param(("--config.parallel.kind=pmap",), marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("more", [(), ("--config.parallel.kind=pmap",)])
+@pytest.mark.parametrize("more", [(), PMAP])
 def test_compiling_side_by_side_changes_no_bit(launch, small, tmp_path, monkeypatch, more):
     begun, begin = [], compiled._begin
 
@@ -52,6 +57,34 @@ def test_a_second_run_compiles_nothing_anew(launch, small, tmp_path):
         assert launch(*small, "--config.seed=7", f"--workdir={tmp_path / name}") == 0
     assert seen.count(missed) == 0
     assert seen.count(found) > 3
+
+
+def test_compiled_programs_that_nobody_reads_go_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROOTSTOCK_CACHE", str(tmp_path))
+    monkeypatch.setattr(parallel, "MOST_COMPILED", 2500)
+    (tmp_path / "xla").mkdir()
+    for name, read, written in (("old", 3, 2), ("read", 9, 1), ("unread", 0, 4), ("new", 0, 8)):
+        (tmp_path / "xla" / name).write_bytes(bytes(1000))
+        os.utime(tmp_path / "xla" / name, (1e9 + read, 1e9 + written))
+    before = set(threading.enumerate())
+    try:
+        parallel.configure()
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+    finally:
+        monkeypatch.undo()
+        parallel.configure()
+    assert sorted(p.name for p in (tmp_path / "xla").iterdir()) == ["new", "read"]
+
+
+def test_a_folder_of_programs_that_is_small_or_not_there_is_left_alone(tmp_path):
+    cache.keep_within(tmp_path / "none", 0)
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "a").write_bytes(bytes(10))
+    cache.keep_within(tmp_path, 10)
+    assert (tmp_path / "a").exists()
+    cache.keep_within(tmp_path, 9)
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from benchmarks.speed.results import exponents, summary
 from benchmarks.turns import Worker, in_turn
 
 BASE = {"batch": 4, "length": 256, "width": 256, "depth": 4}
+RECURRENT = {"batch": 64, "length": 64, "width": 256}
 KEYS = {
     "batch": ("train.batch_size",),
     "length": ("data.text.max_length", "model.context"),
@@ -25,7 +26,7 @@ class Growth(NamedTuple):
     title: str
     axis: str
     sizes: tuple[int, ...]
-    cnn: bool = False
+    model: str = "gpt"  # or "cnn", "lstm"
 
 
 GROWTH = {
@@ -33,10 +34,13 @@ GROWTH = {
     "growth_length": Growth("GPT, length", "length", (128, 256, 512, 1024)),
     "growth_width": Growth("GPT, width", "width", (128, 256, 512)),
     "growth_depth": Growth("GPT, depth", "depth", (2, 4, 8, 16)),
-    "growth_cnn": Growth("CNN, batch", "batch", (32, 64, 128, 256, 512), cnn=True),
+    "growth_cnn": Growth("CNN, batch", "batch", (32, 64, 128, 256, 512), "cnn"),
+    "growth_lstm_batch": Growth("LSTM, batch", "batch", (16, 32, 64, 128, 256), "lstm"),
+    "growth_lstm_length": Growth("LSTM, length", "length", (16, 32, 64, 128, 256), "lstm"),
+    "growth_lstm_width": Growth("LSTM, width", "width", (64, 128, 256, 512), "lstm"),
 }
-TRADES = {"batch": 8, "length": 512, "width": 256, "depth": 6}
 DEPTHS = (2, 6, 12, 24)
+WAYS = (("none", False), ("dots", False), ("full", False), ("none", True), ("full", True))
 
 
 def gpt_settings(work: Any, shape: dict[str, int], *more: str) -> list[str]:
@@ -63,17 +67,44 @@ def cnn_mb(batch: int) -> float:
     return 4 * (4 * 93_322 + batch * kept) / 2**20
 
 
+def lstm_settings(work: Any, shape: dict[str, int]) -> list[str]:
+    texts = [setting.format(work=work) for setting in subjects.SENTENCES]
+    keys = {"batch": "train.batch_size", "length": "data.text.max_length", "width": "model.width"}
+    return [*texts, *(f"{key}={shape[axis]}" for axis, key in keys.items())]
+
+
+def lstm_gflop(shape: dict[str, int]) -> float:
+    b, t, d = shape.values()
+    return 3 * subjects.recurrent(b, t, 4, d) / 1e9
+
+
+def lstm_mb(shape: dict[str, int], vocabulary: int = 3000) -> float:
+    """Gates, cells and states, and the embedding that is read."""
+    b, t, d = shape.values()
+    parameters = vocabulary * 128 + 4 * d * (128 + d + 1)
+    return 4 * (4 * parameters + b * t * (6 * d + 128)) / 2**20
+
+
+def made_of(growth: Growth, size: int, work: Any) -> tuple[str, list[str], float, float]:
+    """Returns a point's config, its settings, and what the arithmetic says: GFLOP and MiB."""
+    if growth.model == "cnn":
+        settings = [*subjects.DIGITS, "data.image_size=28", f"train.batch_size={size}"]
+        config = subjects.SUBJECTS["cnn"].config
+        return config, settings, 3 * subjects.cnn(size) / 1e9, cnn_mb(size)
+    if growth.model == "lstm":
+        shape = {**RECURRENT, growth.axis: size}
+        config = subjects.SUBJECTS["lstm"].config
+        return config, lstm_settings(work, shape), lstm_gflop(shape), lstm_mb(shape)
+    shape = {**BASE, growth.axis: size}
+    return subjects.PYTHON_LM, gpt_settings(work, shape), gpt_gflop(shape), gpt_mb(shape)
+
+
 def grow(growth: Growth, open_side: Callable[[], Worker], work: Any, rounds: int) -> dict[str, Any]:
     """Measures a point in a process of its own each, in turn."""
-    sides, made, sizes = {}, {}, growth.sizes
-    shapes = {size: {**BASE, growth.axis: size} for size in sizes}
+    sides, made, needed, sizes = {}, {}, {}, growth.sizes
     for size in sizes:
         sides[size] = open_side()
-        if growth.cnn:
-            config, settings = subjects.SUBJECTS["cnn"].config, [*subjects.DIGITS]
-            settings += ["data.image_size=28", f"train.batch_size={size}"]
-        else:
-            config, settings = subjects.PYTHON_LM, gpt_settings(work, shapes[size])
+        config, settings, *needed[size] = made_of(growth, size, work)
         made[size] = sides[size].ask(do="make", config=config, settings=settings)
     try:
         points = measured(sides, made, rounds)
@@ -82,9 +113,7 @@ def grow(growth: Growth, open_side: Callable[[], Worker], work: Any, rounds: int
             side.close()
     for point, size in zip(points, sizes, strict=True):
         point[growth.axis] = size
-        gflop = 3 * subjects.cnn(size) / 1e9 if growth.cnn else gpt_gflop(shapes[size])
-        point["gflop"] = gflop
-        point["kept_mb"] = cnn_mb(size) if growth.cnn else gpt_mb(shapes[size])
+        point["gflop"], point["kept_mb"] = needed[size]
     columns = {
         "time": "ms",
         "time_arithmetic": "gflop",
@@ -125,24 +154,23 @@ def measured(
     ]
 
 
-def trades(open_side: Callable[[], Worker], work: Any, rounds: int) -> dict[str, Any]:
-    """What remat and the scan over blocks give and take: step time, memory, compilation."""
-    ways = [(remat, scan) for remat in ("none", "dots", "full") for scan in (False, True)]
-    sides, made = {}, {}
-    for way in ways:
-        sides[way] = open_side()
-        settings = gpt_settings(work, TRADES, f"model.remat={way[0]}", f"model.scan={way[1]}")
-        made[way] = sides[way].ask(do="make", config=subjects.PYTHON_LM, settings=settings)
-    try:
-        points = measured(sides, made, rounds)
-    finally:
-        for side in sides.values():
-            side.close()
-    named = [
-        {"remat": remat, "scan": str(scan), **point}
-        for (remat, scan), point in zip(ways, points, strict=True)
-    ]
-    return {"title": "GPT, batch 8 x 512, 6 blocks", "points": named}
+def trades(
+    open_side: Callable[[], Worker], work: Any, rounds: int, depths: tuple[int, ...] = DEPTHS
+) -> dict[str, Any]:
+    """What remat and the scan over blocks give and take, against depth: step time, memory, compilation."""
+    points = []
+    for depth in depths:
+        for remat, scan in WAYS:
+            side = open_side()
+            more = (f"model.remat={remat}", f"model.scan={scan}")
+            settings = gpt_settings(work, {**BASE, "depth": depth}, *more)
+            made = side.ask(do="make", config=subjects.PYTHON_LM, settings=settings)
+            try:
+                (point,) = measured({0: side}, {0: made}, rounds)
+            finally:
+                side.close()
+            points.append({"depth": depth, "remat": remat, "scan": str(scan), **point})
+    return {"title": "GPT, batch 4 x 256", "points": points}
 
 
 def compile_times(open_side: Callable[[], Worker], work: Any, rounds: int) -> dict[str, Any]:

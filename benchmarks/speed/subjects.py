@@ -97,8 +97,8 @@ def resnet18(b: int) -> int:
     return b * (total + 2 * 512 * 10)
 
 
-def recurrent(b: int, t: int, gates: int) -> int:
-    return b * (2 * t * gates * 256 * (128 + 256) + 2 * 256 * 2)
+def recurrent(b: int, t: int, gates: int, d: int = 256) -> int:
+    return b * (2 * t * gates * d * (128 + d) + 2 * d * 2)
 
 
 def vit(b: int) -> int:

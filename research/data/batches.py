@@ -112,7 +112,7 @@ def _check(data: Any, batch_size: int, size: int, side: int) -> None:
     for key in ("shift", "crop", "cutout"):
         if (pixels := data.augment[key]) >= side:
             errors.append(
-                f"data.augment.{key} is {pixels} but the pictures have {side} pixels a side: set it below {side}"
+                f"config.data.augment.{key} is {pixels} but the pictures have {side} pixels a side: set it below {side}"
             )
     errors += loader_error(data)
     if errors:

@@ -57,6 +57,27 @@ def built(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
+def keep_within(folder: Path, most: int) -> None:
+    """Deletes those of a folder's files that were read longest ago, until the others have `most` bytes at most.
+
+    A file system notes a reading once a day, or never: then the time of writing counts. What another process deletes
+    meanwhile is none of ours, and what it still reads it keeps.
+    """
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                about = entry.stat()
+                found.append((max(about.st_atime, about.st_mtime), entry.path, about.st_size))
+    total = sum(size for _, _, size in found)
+    for _, path, size in sorted(found):
+        if total <= most:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        total -= size
+
+
 _MEND = "name another place by --config.data.cache_dir=DIR or the variable ROOTSTOCK_CACHE"
 
 
@@ -69,7 +90,7 @@ def _lock(folder: Path) -> Iterator[bool]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(
-            f"data.cache_dir: cannot write to {folder.parent} ({reason}); {_MEND}"
+            f"config.data.cache_dir: cannot write to {folder.parent} ({reason}); {_MEND}"
         ) from error
     with file:
         try:

@@ -26,7 +26,7 @@ from research.data.words import PICTURES, Words
 VERSION = "3"
 LISTED = 200  # findings of a kind that the report lists
 _SHOWN = 10  # findings of a kind that an error lists
-_MEND = "mend it, or data.clean.{}=drop leaves it out"
+_MEND = "mend it, or config.data.clean.{}=drop leaves it out"
 
 
 class Pool(NamedTuple):

@@ -46,12 +46,12 @@ def given_path(data, hint: str) -> Path:
       UserError: it is empty, and `hint` says how to give it; or there is no such thing.
     """
     if not data.path:
-        raise UserError(f"data.name={data.name}: which one? {hint}")
+        raise UserError(f"config.data.name={data.name}: which one? {hint}")
     path = Path(data.path).expanduser().absolute()
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
-            f"data.path={path}: there is no such file or directory{nearest(path.name, beside)}"
+            f"config.data.path={path}: there is no such file or directory{nearest(path.name, beside)}"
         )
     return path
 
@@ -68,7 +68,7 @@ def part_folders(path: Path) -> dict[str, Path]:
         parts |= {f.name: f for f in folders if is_test(f.name)}
     elif parts:
         raise UserError(
-            f"data.path={path}: has a folder '{next(iter(parts.values())).name}', but none named 'train'"
+            f"config.data.path={path}: has a folder '{next(iter(parts.values())).name}', but none named 'train'"
         )
     return parts
 
@@ -101,7 +101,7 @@ def list_folder(path: Path, suffixes: tuple[str, ...], kind: Kind) -> Listing:
             errors.append(f"{parts[part]}: no class folders in it; fill it or remove it")
     if len(classes) == 1:
         errors.append(
-            f"data.path={path}: only one class folder, '{classes[0]}'; two or more are needed"
+            f"config.data.path={path}: only one class folder, '{classes[0]}'; two or more are needed"
         )
     if errors:
         raise UserErrors(errors)
@@ -135,9 +135,9 @@ def _subfolders(path: Path) -> list[Path]:
 
 def _no_classes(path: Path, kind: Kind) -> str:
     if not any(path.iterdir()):
-        return f"data.path={path}: the folder is empty; it needs a folder for each class, with {kind.many} in it"
+        return f"config.data.path={path}: the folder is empty; it needs a folder for each class, with {kind.many} in it"
     mend = f"put the {kind.many} into a folder for each class, or {kind.instead}"
-    return f"data.path={path}: no class folders in it; {mend}"
+    return f"config.data.path={path}: no class folders in it; {mend}"
 
 
 def _others(folder: Path) -> str:

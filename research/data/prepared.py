@@ -36,7 +36,7 @@ def locate(data, function: str) -> tuple[Any, dict[str, Any]]:
     try:
         builder = find_builder(data.name)
     except UserError as error:
-        raise UserError(f"data.name: {error}") from error
+        raise UserError(f"config.data.name: {error}") from error
     if not hasattr(builder, function):
         raise _wrong_kind(data.name, function)
     found = getattr(builder, function)
@@ -97,7 +97,7 @@ def cut(data, pool: clean.Pool) -> clean.Judged:
         raise UserErrors(judged.errors)
     if "train" not in judged.splits:
         raise UserError(
-            f"{pool.place}: cleaning left no {pool.words.one} to train on; look at the data, or at data.clean"
+            f"{pool.place}: cleaning left no {pool.words.one} to train on; look at the data, or at config.data.clean"
         )
     return judged
 
@@ -139,6 +139,6 @@ def _wrong_kind(name: str, function: str) -> UserError:
     wanted = _KINDS[function]
     other = next(kind for kind in _KINDS.values() if kind != wanted)
     return UserError(
-        f"data.name={name} gives {other}, but the task reads {wanted}: name one of {', '.join(able)}, "
+        f"config.data.name={name} gives {other}, but the task reads {wanted}: name one of {', '.join(able)}, "
         f"or a task of {other} as config.task.name"
     )

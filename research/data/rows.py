@@ -58,8 +58,8 @@ def batch_error(
     if batch_size <= size:
         return []
     return [
-        f"train.batch_size is {batch_size:,} but the training split holds {size:,} {examples}: "
-        f"set train.batch_size to {size} or less{mend}"
+        f"config.train.batch_size is {batch_size:,} but the training split holds {size:,} {examples}: "
+        f"set config.train.batch_size to {size} or less{mend}"
     ]
 
 
@@ -68,6 +68,6 @@ def loader_error(data: Any) -> list[str]:
     if not data.workers or data.loader == "grain":
         return []
     return [
-        f"data.workers is {data.workers} but data.loader is '{data.loader}', which has none: "
-        "set data.loader=grain or data.workers=0"
+        f"config.data.workers is {data.workers} but config.data.loader is '{data.loader}', which has none: "
+        "set config.data.loader=grain or config.data.workers=0"
     ]

@@ -38,7 +38,7 @@ def read_table(path: Path) -> Table:
       UserErrors: every line that is wrong, up to ten, then their number.
     """
     if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise UserError(f"data.path={path}: neither a directory nor a .csv or .jsonl file")
+        raise UserError(f"config.data.path={path}: neither a directory nor a .csv or .jsonl file")
     try:
         lines = list(_csv_lines(path) if path.suffix.lower() == ".csv" else _json_lines(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -34,7 +34,7 @@ TEXTS = Words(
     ("unreadable", "skipped"),
     {
         "blank": "is empty",
-        "long": "has more characters than data.text.longest",
+        "long": "has more characters than config.data.text.longest",
         "label_conflict": "is the same text, but has another label than",
         "duplicate": "is the same text as",
         "cross_split": "is the same text as",

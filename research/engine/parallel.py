@@ -4,7 +4,10 @@
 pure step over a leading axis of devices. Both hide behind `Parallel`.
 """
 
+import functools
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +20,7 @@ from research.errors import UserError
 from research.ops.memory import keep_freed_memory
 
 AXIS = "data"
+MOST_COMPILED = 4 << 30  # bytes of compiled programs that are kept
 
 
 class Parallel(NamedTuple):
@@ -48,7 +52,11 @@ class Parallel(NamedTuple):
 def configure(*, cpu_devices: int = 0) -> None:
     """Settings of JAX that must stand before it is first used; above all the persistent compilation cache."""
     keep_freed_memory()
-    jax.config.update("jax_compilation_cache_dir", str(cache.home() / "xla"))
+    programs = cache.home() / "xla"
+    # Not jax_compilation_cache_max_size: with it whatever is kept first reads a further file for each program that is
+    # there, and on jax 0.10 nothing is kept any more once one of these is missing, as all are of earlier programs.
+    _keep_within(programs, MOST_COMPILED)
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if cpu_devices:
@@ -60,6 +68,12 @@ def configure(*, cpu_devices: int = 0) -> None:
                     f"config.parallel.cpu_devices={cpu_devices}: JAX is already running on "
                     f"{jax.local_device_count('cpu')} in this process"
                 ) from None
+
+
+@functools.cache
+def _keep_within(folder: Path, most: int) -> None:
+    """Once in a process, and beside what else it does: a look at thousands of files takes tens of milliseconds."""
+    threading.Thread(target=cache.keep_within, args=(folder, most), daemon=True).start()
 
 
 def make(kind: str, devices: int = 0) -> Parallel:

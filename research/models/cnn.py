@@ -96,11 +96,11 @@ class Model(nn.Module):
         for option, choices in allowed.items():
             if getattr(self, option) not in choices:
                 raise ValueError(
-                    f"model.{option}={getattr(self, option)!r} is none of {', '.join(choices)}"
+                    f"config.model.{option}={getattr(self, option)!r} is none of {', '.join(choices)}"
                 )
         if not set(self.pool) <= set(range(1, len(self.features) + 1)):
             raise ValueError(
-                f"model.pool={self.pool} names a stage that is not there: features={self.features}"
+                f"config.model.pool={self.pool} names a stage that is not there: features={self.features}"
             )
         height, width = shape[1:3]
         for stage in range(1, len(self.features) + 1):
@@ -111,5 +111,6 @@ class Model(nn.Module):
             if min(height, width) < 1:
                 raise ValueError(
                     f"pictures of {shape[1]}x{shape[2]} are too small: nothing is left after stage {stage} of "
-                    f"{len(self.features)}; use model.padding='SAME', fewer model.features or a shorter model.pool"
+                    f"{len(self.features)}; use config.model.padding='SAME', fewer "
+                    "config.model.features or a shorter config.model.pool"
                 )

@@ -99,7 +99,7 @@ class Model(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """x float32 [B, H, W, K] and keys [B] (None = no dropout) -> logits float32 [B, C]."""
         if self.variant not in range(len(SCALES)):
-            raise ValueError(f"model.variant={self.variant} is none of 0, 1, 2, 3, 4")
+            raise ValueError(f"config.model.variant={self.variant} is none of 0, 1, 2, 3, 4")
         keys = keys if train else None
         conv = partial(Conv, use_bias=False, kernel_init=he, dtype=self.dtype)
         norm = batch_norm(

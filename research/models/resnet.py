@@ -90,9 +90,11 @@ class Model(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """x float32 [B, H, W, K] and keys [B] (None = no dropout) -> logits float32 [B, C]."""
         if self.depth not in BLOCKS:
-            raise ValueError(f"model.depth={self.depth} is none of {', '.join(map(str, BLOCKS))}")
+            raise ValueError(
+                f"config.model.depth={self.depth} is none of {', '.join(map(str, BLOCKS))}"
+            )
         if self.stem not in ("small", "imagenet"):
-            raise ValueError(f"model.stem={self.stem!r} is none of small, imagenet")
+            raise ValueError(f"config.model.stem={self.stem!r} is none of small, imagenet")
         conv = partial(Conv, use_bias=False, kernel_init=he, dtype=self.dtype)
         norm = batch_norm(train=train, dtype=self.dtype, axis_name=self.axis_name)
         x = x.astype(self.dtype)

@@ -146,28 +146,29 @@ class Model(nn.Module):
 
     def _check(self, cache: Any) -> None:
         if self.cell not in GATES:
-            raise ValueError(f"model.cell={self.cell!r} is none of {', '.join(GATES)}")
+            raise ValueError(f"config.model.cell={self.cell!r} is none of {', '.join(GATES)}")
         if self.pool not in POOLS:
-            raise ValueError(f"model.pool={self.pool!r} is none of {', '.join(POOLS)}")
+            raise ValueError(f"config.model.pool={self.pool!r} is none of {', '.join(POOLS)}")
         for name in ("embedding", "width", "depth"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"config.model.{name}={getattr(self, name)} must be at least 1")
         if self.bidirectional and self.head == "lm":
             raise ValueError(
-                "model.bidirectional=True would see the token that it has to guess; set it to False"
+                "config.model.bidirectional=True would see the token that it has to guess; set it to False"
             )
         if not self.bidirectional and self.head == "mlm":
             raise ValueError(
-                "a masked language model looks both ways; set model.bidirectional=True"
+                "a masked language model looks both ways; set config.model.bidirectional=True"
             )
         if cache is not None and self.head != "lm":
             raise ValueError(f"a model with the head {self.head!r} goes over whole rows: no cache")
         sides = 2 if self.bidirectional else 1
         if self.tied and self.head == "classify":
-            raise ValueError("model.tied=True is for language models; set it to False")
+            raise ValueError("config.model.tied=True is for language models; set it to False")
         if self.tied and sides * self.width != self.embedding:
             raise ValueError(
-                f"model.tied=True needs model.embedding={self.embedding} to be as wide as what enters the head, "
+                f"config.model.tied=True needs config.model.embedding={self.embedding} to be "
+                "as wide as what enters the head, "
                 f"{sides * self.width}"
             )
 

@@ -25,6 +25,7 @@ from research.models.layers.cache import Slots, empty, extend, filled
 from research.models.layers.context import Context, contexts
 from research.models.layers.norm import Norm
 from research.ops.segments import count_positions, last_token, pool
+from research.ops.softmax import capped
 
 # Parameter paths from the tokens to the output; numbers count within a pattern.
 LAYERS = (
@@ -87,8 +88,11 @@ class Model(nn.Module):
     pool: str = "mean"  # for 'classify': the mean, the first or the last token
     pooler: str = ""  # a layer before the head: 'tanh', 'relu'
     head_bias: bool = True
-    scan: bool = False  # the blocks as one loop: compile time does not grow with depth
-    remat: str = "none"  # kept for the gradient: all, the products with matrices ('dots'), blocks' inputs ('full')
+    scan: bool = (
+        False  # the blocks as one loop: compiled sooner from a dozen blocks on, a step takes longer
+    )
+    # Kept for the gradient: all, the products with matrices ('dots'), blocks' inputs ('full'). On a CPU only with scan.
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -172,7 +176,7 @@ class Model(nn.Module):
     @property
     def joined(self) -> dict[str, str]:
         """See `research.task.Task`."""
-        why = "model.scan=True runs all blocks as one; set model.scan=False"
+        why = "config.model.scan=True runs all blocks as one; set config.model.scan=False"
         return {r"block_\d+/": why} if self.scan else {}
 
     def _embed(self, x: jax.Array, positions: jax.Array, keys: Any) -> jax.Array:
@@ -213,8 +217,8 @@ class Model(nn.Module):
         for path, _ in jax.tree_util.tree_leaves_with_path(trees):
             if path[-1].key.startswith("lora_"):
                 raise ValueError(
-                    "model.scan=True runs all blocks as one, which cannot hold adapters: "
-                    "set model.scan=False, or choose config.lora.layers outside of the blocks"
+                    "config.model.scan=True runs all blocks as one, which cannot hold adapters: "
+                    "set config.model.scan=False, or choose config.lora.layers outside of the blocks"
                 )
 
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
@@ -268,9 +272,7 @@ class Model(nn.Module):
         else:
             logits = Dense(self._rows, options.normal(), self.dtype, False, True, name="head")(x)
         logits = logits if bias is None else logits + bias
-        if self.logit_softcap:
-            logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
-        return logits
+        return capped(logits, self.logit_softcap)[0]
 
     @property
     def _rows(self) -> int:

@@ -110,12 +110,13 @@ class Model(nn.Module):
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if self.pool not in ("cls", "gap"):
-            raise ValueError(f"model.pool={self.pool!r} is none of cls, gap")
+            raise ValueError(f"config.model.pool={self.pool!r} is none of cls, gap")
         if self.width % self.heads:
             raise ValueError(
-                f"model.width={self.width} does not divide by model.heads={self.heads}"
+                f"config.model.width={self.width} does not divide by config.model.heads={self.heads}"
             )
         if shape[1] % self.patch_size or shape[2] % self.patch_size:
             raise ValueError(
-                f"pictures of {shape[1]}x{shape[2]} cannot be cut into patches of model.patch_size={self.patch_size}"
+                f"pictures of {shape[1]}x{shape[2]} cannot be cut into patches of "
+                f"config.model.patch_size={self.patch_size}"
             )

@@ -56,7 +56,7 @@ def find_config(flags: Any, overrides: Iterable[tuple[str, str]]) -> tuple[Any, 
     from research.errors import UserError
 
     for flag, readers in READ_BY.items():
-        if getattr(flags, flag) and flags.mode not in readers:
+        if getattr(flags, flag) is not None and flags.mode not in readers:
             some = " and ".join(f"--mode={mode}" for mode in readers)
             reads = "read" if len(readers) > 1 else "reads"
             raise UserError(f"--{flag}: only {some} {reads} it; leave it out")

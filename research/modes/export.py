@@ -64,9 +64,9 @@ class Model(NamedTuple):
 
 def run(config: Any, mistakes: list[str], flags: Any) -> int:
     path = modes.demand(config, mistakes, flags)
-    format, naming = _parse(flags.format)
+    format, naming = _parse(flags.format or "")
     naming = _naming(config, format, naming)
-    out = _directory(flags.output)
+    out = _directory(flags.output or "")
     layout, task, restored = modes.restore(config, path)
     from research.engine import adapters, unmerged
 

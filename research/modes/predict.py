@@ -11,7 +11,7 @@ from research import modes
 def run(config: Any, mistakes: list[str], flags: Any) -> int:
     path = modes.demand(config, mistakes, flags)
     layout, task, restored = modes.restore(config, path)
-    paths = [name.strip() for name in flags.inputs.split(",") if name.strip()]
+    paths = [name.strip() for name in (flags.inputs or "").split(",") if name.strip()]
     state = layout.put_state(restored.state)
     if task.generate is not None:
         return _write(config, path, layout, task, state, paths, flags.prompt)
@@ -39,7 +39,13 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
 
 
 def _write(
-    config: Any, path: Path, layout: Any, task: Any, state: Any, paths: list[str], prompt: str
+    config: Any,
+    path: Path,
+    layout: Any,
+    task: Any,
+    state: Any,
+    paths: list[str],
+    prompt: str | None,
 ) -> int:
     """Goes on with each prompt; a single one is shown as it grows."""
     from research.engine.state import evaluated_params

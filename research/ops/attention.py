@@ -10,7 +10,7 @@ from research.ops import platform
 from research.ops.attention_rows import by_rows
 from research.ops.attention_tiles import View, by_tiles
 from research.ops.dropout import dropout
-from research.ops.softmax import softmax
+from research.ops.softmax import capped, softmax
 
 
 def attention(
@@ -113,8 +113,7 @@ def attend(
     q = (q * (e**-0.5 if scale is None else scale)).reshape(b, kv, h // kv * t, e)
     logits = jnp.einsum("bkte,bkse->bkts", q, k, preferred_element_type=jnp.float32)
     logits = logits.reshape(b, h, t, s)
-    if softcap:
-        logits = softcap * jnp.tanh(logits / softcap)
+    logits, _ = capped(logits, softcap)
     weights = softmax(logits, None if mask is None else mask[:, None])
     used = dropout(weights, keys, rate, salt).astype(v.dtype).reshape(b, kv, h // kv * t, s)
     out = jnp.einsum("bkts,bkse->bkte", used, v)

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.ops.softmax import softmax
+from research.ops.softmax import capped, softmax
 
 # Of a causal product: how many blocks queries are cut into, and the shortest. Of 256 tokens in 4 blocks 5/8 is left;
 # 8 blocks take longer again.
@@ -55,14 +55,17 @@ def _forward(q, k, v, mask, causal, scale, softcap) -> tuple:
     rows, kept = [], []
     for start, end, keys in blocks_of(q.shape[1], k.shape[1], causal):
         ours = _heads(q[:, start:end] * scale, group)
-        capped, logits = _logits(ours, _heads(k[:, :keys]), softcap)
+        logits = jnp.einsum(
+            "bkte,bkse->bkts", ours, _heads(k[:, :keys]), preferred_element_type=jnp.float32
+        )
+        logits, tanh = capped(logits, softcap)
         seen = None if mask is None else mask[:, None, start:end, :keys]
         if seen is not None and group > 1:
             seen = jnp.tile(seen, (1, 1, group, 1))
         weights = softmax(logits, seen)
         out = jnp.einsum("bkts,bkse->bkte", weights.astype(v.dtype), _heads(v[:, :keys]))
         rows.append(_positions(out, group))
-        kept.append((weights, capped))
+        kept.append((weights, tanh))
     out = jnp.concatenate(rows, 1)
     return out, (q, k, v, out, kept)
 
@@ -73,7 +76,7 @@ def _backward(causal, scale, softcap, saved, g) -> tuple:
     # The sum over a row of weights times their gradients.
     sums = jnp.sum(out.astype(jnp.float32) * g.astype(jnp.float32), -1, keepdims=True)
     dq, dk, dv = [], [], []
-    for (start, end, keys), (weights, capped) in zip(blocks, kept, strict=True):
+    for (start, end, keys), (weights, tanh) in zip(blocks, kept, strict=True):
         theirs, values = _heads(k[:, :keys]), _heads(v[:, :keys])
         part = g[:, start:end]
         # Without the barrier the compiler folds the transpositions back into the products.
@@ -86,7 +89,7 @@ def _backward(causal, scale, softcap, saved, g) -> tuple:
         )
         change = weights * (change - _heads(sums[:, start:end], group)) * scale
         if softcap:
-            change = change * (1 - jnp.square(capped))
+            change = change * (1 - jnp.square(tanh))
         change = change.astype(q.dtype)
         dq.append(_positions(jnp.einsum("bkts,bkse->bkte", change, theirs), group))
         dk.append(jnp.einsum("bket,bkts->bkes", queries, change))
@@ -100,15 +103,6 @@ def _backward(causal, scale, softcap, saved, g) -> tuple:
 
 
 by_rows.defvjp(_forward, _backward)
-
-
-def _logits(q: jax.Array, k: jax.Array, softcap: float) -> tuple[jax.Array | None, jax.Array]:
-    """The tanh of a softcap, which its gradient needs, and the logits [B, K, G T, S]."""
-    logits = jnp.einsum("bkte,bkse->bkts", q, k, preferred_element_type=jnp.float32)
-    if not softcap:
-        return None, logits
-    capped = jnp.tanh(logits / softcap)
-    return capped, softcap * capped
 
 
 def _heads(x: jax.Array, group: int = 1) -> jax.Array:

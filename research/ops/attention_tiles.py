@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from research.ops.softmax import MASKED
+from research.ops.softmax import MASKED, capped
 
 
 class View(NamedTuple):
@@ -88,7 +88,7 @@ def _backward(causal, scale, softcap, block, saved, g) -> tuple:
     queries, keys, values, rules = _cut(q, k, v, view, block)
     slopes = _tiles(g, block, k.shape[2])
     # As columns too: a product that contracts over the rows of both operands takes a CPU twice as long.
-    turned, asked = _columns(slopes), _columns(queries)
+    turned, asked = _columns_of(slopes), _columns_of(queries)
     sums = jnp.sum(out.astype(jnp.float32) * g.astype(jnp.float32), -1, keepdims=True)
     sums = _tiles(sums, block, k.shape[2])  # [count, B, K, G, N, 1]
 
@@ -100,13 +100,13 @@ def _backward(causal, scale, softcap, block, saved, g) -> tuple:
 
         def tile(j: jax.Array, carry: tuple) -> tuple:
             dq, dk, dv = carry
-            logits, capped = _logits(ours, keys[j], scale, softcap)
+            logits, tanh = _logits(ours, keys[j], scale, softcap)
             seen = _seen(rules, i, j, causal)
             weights = jnp.where(seen, jnp.exp(logits - size[i][..., None]), 0.0)
             dv = dv.at[j].add(_product("bket,bkts->bkes", turned[i], flat(weights.astype(v.dtype))))
             change = weights * (_product("bkgte,bkse->bkgts", slope, values[j]) - sums[i]) * scale
             if softcap:
-                change = change * (1 - jnp.square(capped))
+                change = change * (1 - jnp.square(tanh))
             change = change.astype(q.dtype)
             dk = dk.at[j].add(_product("bket,bkts->bkes", asked[i], flat(change)))
             return dq + _product("bkgts,bkse->bkgte", change, keys[j]), dk, dv
@@ -134,11 +134,7 @@ def _product(how: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _logits(q, k, scale, softcap) -> tuple[jax.Array, Any]:
     """[B, K, G, N, N] in float32, and the tanh of a softcap."""
-    logits = _product("bkgte,bkse->bkgts", q, k) * scale
-    if not softcap:
-        return logits, None
-    capped = jnp.tanh(logits / softcap)
-    return softcap * capped, capped
+    return capped(_product("bkgte,bkse->bkgts", q, k) * scale, softcap)
 
 
 def _cut(q, k, v, view: View, block: int) -> tuple:
@@ -184,7 +180,7 @@ def _tiles(x: jax.Array, block: int, kv: int) -> jax.Array:
     return x.reshape(b, -1, block, kv, h // kv, e).transpose(1, 0, 3, 4, 2, 5)
 
 
-def _columns(x: jax.Array) -> jax.Array:
+def _columns_of(x: jax.Array) -> jax.Array:
     """[count, B, K, G, N, E] -> [count, B, K, E, G N]."""
     return x.transpose(0, 1, 2, 5, 3, 4).reshape(*x.shape[:3], x.shape[5], -1)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from research.ops.dtypes import widened
 from research.ops.order import after
 
 
@@ -30,7 +31,7 @@ def batch_norm(
     Returns:
       The result in x's dtype, and mean and variance [C], in float32 or wider. No gradient goes through the last two.
     """
-    wide = _wide(x)
+    wide = widened(x)
     mean, square = _means(axis_name, wide, wide * wide)
     variance = jnp.maximum(square - mean * mean, 0)
     factor = lax.rsqrt(variance + epsilon) * scale
@@ -45,9 +46,9 @@ def _forward(x, scale, bias, epsilon, axis_name):
 def _backward(epsilon, axis_name, saved, changes):
     """With z = (x - mean) / deviation: dx = (g - mean(g) - z * mean(g * z)) * scale / deviation."""
     x, scale, bias, mean, variance = saved
-    g = _wide(changes[0])
+    g = widened(changes[0])
     spread = lax.rsqrt(variance + epsilon)
-    centred = _wide(after(changes[0], x)) - mean
+    centred = widened(after(changes[0], x)) - mean
     axes = tuple(range(x.ndim - 1))
     dbias, dscale = g.sum(axes), (g * centred).sum(axes) * spread
     count = x.size // x.shape[-1]
@@ -59,10 +60,6 @@ def _backward(epsilon, axis_name, saved, changes):
 
 
 batch_norm.defvjp(_forward, _backward)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _means(axis_name: str | None, *arrays: jax.Array) -> jax.Array:

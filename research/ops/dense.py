@@ -21,7 +21,7 @@ def dense(x: jax.Array, kernel: jax.Array, *, wide: bool = False) -> jax.Array:
     """
     flat = x.reshape(-1, x.shape[-1])
     rounded = wide and jnp.promote_types(x.dtype, jnp.float32) != x.dtype
-    y = _wide(flat, kernel) if rounded else flat @ kernel
+    y = _wide_product(flat, kernel) if rounded else flat @ kernel
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -50,17 +50,17 @@ def column_sums(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def _wide(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _wide_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
 
-def _wide_jvp(given, changes):
+def _wide_product_jvp(given, changes):
     """JAX's own would take the products of the gradient in float32."""
     x, kernel = given
     dx, dkernel = changes
     parts = [] if isinstance(dx, SymbolicZero) else [dx @ kernel]
     parts += [] if isinstance(dkernel, SymbolicZero) else [x @ dkernel]
-    return _wide(x, kernel), sum(part.astype(jnp.float32) for part in parts)
+    return _wide_product(x, kernel), sum(part.astype(jnp.float32) for part in parts)
 
 
-_wide.defjvp(_wide_jvp, symbolic_zeros=True)
+_wide_product.defjvp(_wide_product_jvp, symbolic_zeros=True)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from research.ops.conv import LAYOUT, pads
+from research.ops.dtypes import widened
 
 SUMS_AT_ONCE = 9  # of one loop; many more no longer fit the registers
 
@@ -92,11 +93,6 @@ def _backward(stride, padding, saved, g):
 _depthwise.defvjp(_forward, _backward)
 
 
-def _wide(*arrays: jax.Array) -> list[jax.Array]:
-    """In float32 or wider, which all sums are in."""
-    return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays]
-
-
 def _shifts(x: jax.Array, kernel: jax.Array, stride: int, padding: str | int) -> list[jax.Array]:
     """The K*N pictures [B, H', W', C] that meet the kernel's entries, in reading order."""
     rows, columns = kernel.shape[:2]
@@ -109,7 +105,7 @@ def _shifts(x: jax.Array, kernel: jax.Array, stride: int, padding: str | int) ->
 
 def _shifted(x: jax.Array, kernel: jax.Array, *, stride: int, padding: str | int) -> jax.Array:
     dtype = x.dtype
-    x, kernel = _wide(x, kernel)
+    x, kernel = widened(x), widened(kernel)
     shifts = _shifts(x, kernel, stride, padding)
     weights = kernel.reshape(-1, kernel.shape[-1])
     return sum(shift * weight for shift, weight in zip(shifts, weights, strict=True)).astype(dtype)
@@ -125,7 +121,7 @@ def _by_input(x, kernel, g, *, stride: int, padding: str | int) -> jax.Array:
     (top, _), (left, _) = pads(x, kernel, stride, padding)
     above, beside = (rows - 1) // stride, (columns - 1) // stride
     down, across = -(-(top + height) // stride), -(-(left + width) // stride)  # q = 0..down-1
-    kernel, wide = _wide(kernel, g)
+    kernel, wide = widened(kernel), widened(g)
     below, after = max(down - g.shape[1], 0), max(across - g.shape[2], 0)
     wide = jnp.pad(wide, ((0, 0), (above, below), (beside, after), (0, 0)))
 
@@ -147,7 +143,7 @@ def _by_input(x, kernel, g, *, stride: int, padding: str | int) -> jax.Array:
 
 def _by_kernel(x, kernel, g, *, stride: int, padding: str | int) -> jax.Array:
     """The gradient by the kernel: K*N sums over B, H', W', several in one pass over the pictures."""
-    x, g = _wide(x, g)
+    x, g = widened(x), widened(g)
     products = [shift * g for shift in _shifts(x, kernel, stride, padding)]
     step = len(products) if len(products) <= SUMS_AT_ONCE else kernel.shape[1]
     sums: list[jax.Array] = []

@@ -22,7 +22,8 @@ def softmax_cross_entropy(
       label_smoothing: s, the share of the weight spread evenly over all classes.
 
     Returns:
-      float32 [...]. Stable for logits of any finite size.
+      float32 [...]. Stable for logits of any finite size. NaN, as the gradient is, for a label that is no class: a run
+      stops there and names the example.
     """
     return _forward(logits, labels, label_smoothing)[0]
 
@@ -30,6 +31,7 @@ def softmax_cross_entropy(
 def _forward(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> tuple:
     wide = logits.astype(jnp.float32)
     size = jax.nn.logsumexp(wide, -1)
+    size = jnp.where(_is_class(labels, logits), size, jnp.nan)
     own = jnp.take_along_axis(logits, labels[..., None], -1, mode="clip")[..., 0]
     own = own.astype(jnp.float32)
     losses = size - own
@@ -52,6 +54,10 @@ def _backward(label_smoothing: float, saved: tuple, g: jax.Array) -> tuple:
 softmax_cross_entropy.defvjp(_forward, _backward)
 
 
+def _is_class(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    return (labels >= 0) & (labels < logits.shape[-1])
+
+
 def foretold(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether `logits.argmax(-1) == labels`, the first of equal logits counting.
 
@@ -62,11 +68,12 @@ def foretold(logits: jax.Array, labels: jax.Array) -> jax.Array:
       labels: integers [...] in 0..C-1.
 
     Returns:
-      bool [...].
+      bool [...]. False for a label that is no class.
     """
     index, label = jnp.arange(logits.shape[-1]), labels[..., None]
-    chosen = jnp.take_along_axis(logits, label, -1)
-    return jnp.all(jnp.where(index < label, logits < chosen, logits <= chosen), -1)
+    chosen = jnp.take_along_axis(logits, label, -1, mode="clip")
+    first = jnp.all(jnp.where(index < label, logits < chosen, logits <= chosen), -1)
+    return first & _is_class(labels, logits)
 
 
 def distillation(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:

@@ -28,6 +28,6 @@ def keep_freed_memory() -> bool:
     settings = (
         (M_ARENA_MAX, 1),  # one heap for all threads: what one frees, another may use
         (M_MMAP_MAX, 0),  # large blocks come from the heap as well
-        (M_TRIM_THRESHOLD, 2**31 - 1),  # and its end is not given back
+        (M_TRIM_THRESHOLD, -1),  # and its end is never given back, not even gigabytes
     )
     return all(mallopt(*setting) == 1 for setting in settings)

@@ -15,6 +15,17 @@ def softmax(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     return _softmax(logits if mask is None else jnp.where(mask, logits, MASKED))
 
 
+def capped(logits: jax.Array, softcap: float) -> tuple[jax.Array, jax.Array | None]:
+    """c tanh(logits / c), and that tanh, which a gradient is made of; as they are and None where c is 0.
+
+    What keeps the logits of Gemma 2 small (Gemma Team 2024, section 2).
+    """
+    if not softcap:
+        return logits, None
+    tanh = jnp.tanh(logits / softcap)
+    return softcap * tanh, tanh
+
+
 @jax.custom_jvp
 def _softmax(logits: jax.Array) -> jax.Array:
     odds = jnp.exp(logits - jnp.maximum(jnp.max(logits, -1, keepdims=True), MASKED / 2))

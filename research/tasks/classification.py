@@ -77,8 +77,8 @@ def build(
             shown.append((np.asarray(data.images[number]), words))
         return Section("", "images", shown)
 
-    def read_inputs(paths: list[str], prompt: str) -> Inputs:
-        if prompt:
+    def read_inputs(paths: list[str], prompt: str | None) -> Inputs:
+        if prompt is not None:
             raise UserError("--prompt: pictures are predicted here: give --inputs=a.png,folder/")
         files = _expand(paths)
         images, problems = [], []

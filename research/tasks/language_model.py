@@ -175,10 +175,10 @@ def build(
 
     size = config.eval.batch_size
 
-    def read_inputs(paths: list[str], prompt: str) -> Inputs:
+    def read_inputs(paths: list[str], prompt: str | None) -> Inputs:
         raise UserError("--mode=predict: a masked language model writes no texts")
 
-    def read_prompts(paths: list[str], prompt: str) -> list[Prompt]:
+    def read_prompts(paths: list[str], prompt: str | None) -> list[Prompt]:
         return prompts.read_prompts(paths, prompt, config.data.text.normalise, chat=data.chat)
 
     def generate(params: Params, model_state: Params, given: list[Any], options: Any, emit):

@@ -76,7 +76,7 @@ def build(
             )
         return Section("", "table", (("class", "taken for", "loss", "text"), rows))
 
-    def read_inputs(paths: list[str], prompt: str) -> Inputs:
+    def read_inputs(paths: list[str], prompt: str | None) -> Inputs:
         names, given = prompts.read_texts(paths, prompt, config.data.text.normalise)
         return batches.inputs(given, names, tokenizer, config.data, config.eval.batch_size)
 

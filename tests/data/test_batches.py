@@ -191,13 +191,13 @@ def test_a_users_pictures_are_batched_like_the_stores(store, make):
 def test_what_does_not_fit_is_said_at_once(make):
     with pytest.raises(
         UserError,
-        match=r"^train.batch_size is 4,096 but the training split holds 40 examples: set ",
+        match=r"^config.train.batch_size is 4,096 but the training split holds 40 examples: set ",
     ):
         make(batch_size=4096)
     with pytest.raises(UserErrors) as caught:
         make(dict(shift=9, crop=10, cutout=8), workers=2)
     assert [line.split(" is ")[0] for line in caught.value.lines] == [
-        "data.augment.shift",
-        "data.augment.crop",
-        "data.workers",
+        "config.data.augment.shift",
+        "config.data.augment.crop",
+        "config.data.workers",
     ]

@@ -221,7 +221,7 @@ def test_pictures_that_are_broken_or_missing_are_named(packages, emoji):
         ({"background": "whit"}, ["background is 'whit'", "did you mean 'white'", "r,g,b"]),
         ({"background": "1,2,256"}, ["background is '1,2,256'"]),
         ({"vendors": ("gogle",)}, ["no vendor 'gogle'", "did you mean 'google'"]),
-        ({"vendors": ("apple", "google")}, ["'apple' is one of data.vendors"]),
+        ({"vendors": ("apple", "google")}, ["'apple' is one of config.data.vendors"]),
         ({"vendors": ()}, ["name one or more"]),
         ({"unseen_vendor": "samsung"}, ["unseen_vendor", "no vendor 'samsung'"]),
     ],

@@ -513,12 +513,13 @@ def test_what_does_not_fit_is_said_in_a_line(make_store):
     with pytest.raises(UserErrors) as caught:
         classify(store, config(16, (8, 32), workers=2), batch_size=64)
     assert [line.split(" ")[0] for line in caught.value.lines] == [
-        "train.batch_size",
-        "data.text.buckets",
-        "data.workers",
+        "config.train.batch_size",
+        "config.data.text.buckets",
+        "config.data.workers",
     ]
     with pytest.raises(
-        UserError, match=r"^train.batch_size is 64 .* rows of 100 tokens: set .* to \d+ or less, or"
+        UserError,
+        match=r"^config.train.batch_size is 64 .* rows of 100 tokens: set .* to \d+ or less, or",
     ):
         model(store, 100, batch_size=64)
     with pytest.raises(UserError, match=r"^config.tokenizer: the tokenizer has no mask token"):

@@ -212,7 +212,9 @@ def test_long_texts_by_their_characters(store):
     got = store(rows_of(texts), longest=60, long="drop")
     assert 5 not in left(got) and got.report["found"]["long"]["total"] == 1
     assert 5 in left(store(rows_of(texts), longest=61, long="drop"))
-    with pytest.raises(UserError, match="0005.txt .* has more characters than data.text.longest"):
+    with pytest.raises(
+        UserError, match="0005.txt .* has more characters than config.data.text.longest"
+    ):
         store(rows_of(texts), longest=60, long="error")
 
 

@@ -73,7 +73,7 @@ def test_they_are_computed_once_and_again_for_other_weights(launch, small, cache
     "flag",
     [
         "--config.data.augment.shift=1",
-        "--config.data.augment.mixup=0.2",
+        pytest.param("--config.data.augment.mixup=0.2", marks=pytest.mark.slow),
         "--config.train.frozen_batch_norm=batch",
         "--config.train.feature_cache=1e-6",
     ],
@@ -93,7 +93,7 @@ def test_another_number_of_devices_does_not_read_them(launch, small, cache, tmp_
         assert capsys.readouterr().out.count("computed once") == 2
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_workers_of_the_grain_loader_hand_them_over(launch, small, cache, tmp_path, workers):
     flags = (*small, *STILL, HEAD, "--config.train.duration=steps=6")
     assert launch(*flags, f"--workdir={tmp_path}/memory") == 0
@@ -225,7 +225,8 @@ def test_what_the_inputs_go_past_is_no_cut():
 
 
 def cut_of(task, shape, trained):
-    params, state = task.init(jax.random.key(0))
+    params, state = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state)
     live, frozen = split(params, lambda path: path.startswith(trained))
     batch = {
         "image": np.zeros((2, *shape), np.float32),

@@ -51,8 +51,15 @@ def leaves(tree):
     return {path: np.asarray(leaf) for path, leaf in named_leaves(tree).items()}
 
 
-@pytest.mark.parametrize("kind", ["mesh", "pmap"])
-@pytest.mark.parametrize("groups", [HEAD, MIDDLE])
+@pytest.mark.parametrize(
+    ("groups", "kind"),
+    [
+        (HEAD, "mesh"),
+        (MIDDLE, "pmap"),
+        pytest.param(HEAD, "pmap", marks=pytest.mark.slow),
+        pytest.param(MIDDLE, "mesh", marks=pytest.mark.slow),
+    ],
+)
 def test_frozen_parameters_are_the_same_bytes_after_200_steps_with_everything_on(
     launch, small, tmp_path, groups, kind
 ):

@@ -51,11 +51,11 @@ def test_frozen_blocks_cost_their_forward_pass(scan):
     tx = optax.sgd(0.1)
 
     def cost(trainable):
-        state = create(task, tx, seed=0, ema=0.0, trainable=trainable)
+        state = jax.eval_shape(lambda: create(task, tx, seed=0, ema=0.0, trainable=trainable))
         return flops(make_train_step(task, tx, seed=0, trainable=trainable), state, batch)
 
     frozen = cost(lambda path: path.startswith("head/"))
-    once = flops(forward, task.init(jax.random.key(0))[0], batch)
+    once = flops(forward, jax.eval_shape(task.init, jax.random.key(0))[0], batch)
     # The head's gradient is 2 B D C of some millions, the loss and the update less.
     assert frozen == pytest.approx(once + 2 * B * D * C, rel=0.02)
     assert cost(lambda path: True) > 2 * frozen
@@ -76,13 +76,13 @@ def test_the_blocks_below_those_that_are_trained_cost_their_forward_pass():
         def trainable(path):
             return path.startswith(starts)
 
-        state = create(task, tx, seed=0, ema=0.0, trainable=trainable)
+        state = jax.eval_shape(lambda: create(task, tx, seed=0, ema=0.0, trainable=trainable))
         return flops(make_train_step(task, tx, seed=0, trainable=trainable), state, batch)
 
     head, top, second = (
         cost(*s) for s in (("head/",), ("head/", "block_2/"), ("head/", "block_1/"))
     )
-    block = flops(forward, task.init(jax.random.key(0))[0], batch) / 3
+    block = flops(forward, jax.eval_shape(task.init, jax.random.key(0))[0], batch) / 3
     # A block's way back is two products for each of its own; one where its matrices are frozen. Activations' slopes are
     # computed again (see Mlp), hence the width of the band.
     assert 1.8 * block < top - head < 2.3 * block

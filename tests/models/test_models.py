@@ -215,11 +215,11 @@ def test_attention_weights_can_be_asked_for():
         ("cnn", {}, 8, "pictures of 8x8 are too small: nothing is left after stage 2 of 3"),
         ("cnn", {"padding": "SAME", "pool": (1, 2, 3), "features": (4, 4, 4)}, 4, "too small"),
         ("cnn", {"pool": (4,)}, 28, "names a stage that is not there"),
-        ("cnn", {"head": "mean"}, 28, "model.head='mean' is none of flatten, avg"),
-        ("efficientnet", {"variant": 5}, 28, "model.variant=5 is none of 0, 1, 2, 3, 4"),
-        ("resnet", {"depth": 20}, 28, "model.depth=20 is none of 18, 34, 50"),
-        ("vit", {"patch_size": 5}, 28, "cannot be cut into patches of model.patch_size=5"),
-        ("vit", {"heads": 5}, 28, "does not divide by model.heads=5"),
+        ("cnn", {"head": "mean"}, 28, "config.model.head='mean' is none of flatten, avg"),
+        ("efficientnet", {"variant": 5}, 28, "config.model.variant=5 is none of 0, 1, 2, 3, 4"),
+        ("resnet", {"depth": 20}, 28, "config.model.depth=20 is none of 18, 34, 50"),
+        ("vit", {"patch_size": 5}, 28, "cannot be cut into patches of config.model.patch_size=5"),
+        ("vit", {"heads": 5}, 28, "does not divide by config.model.heads=5"),
     ],
 )
 def test_errors_are_one_clear_line(name, options, side, match):

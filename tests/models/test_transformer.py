@@ -609,7 +609,7 @@ def test_an_adapter_of_an_untied_output_may_drop():
 
 def test_adapters_and_a_scan():
     task = task_of(model(**MODERN, scan=True))
-    with pytest.raises(ValueError, match="model.scan=True .* cannot hold adapters"):
+    with pytest.raises(ValueError, match="config.model.scan=True .* cannot hold adapters"):
         lora.adapt(task, section(r"block_\d+/attention/query$")).init(KEYS[0])
     params, _ = lora.adapt(task, section("embed$")).init(KEYS[0])
     assert "lora_a" in params["embed"]
@@ -618,17 +618,20 @@ def test_adapters_and_a_scan():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(width=18), "model.width=18 does not divide by model.heads=4"),
-        (dict(kv_heads=3), "model.heads=4 does not divide by model.kv_heads=3"),
-        (dict(context=8), "9 tokens do not fit .* model.context=8 rows"),
-        (dict(context=10, position_offset=2), "model.context=10 rows, the first 2 unused"),
+        (dict(width=18), "config.model.width=18 does not divide by config.model.heads=4"),
+        (dict(kv_heads=3), "config.model.heads=4 does not divide by config.model.kv_heads=3"),
+        (dict(context=8), "9 tokens do not fit .* config.model.context=8 rows"),
+        (dict(context=10, position_offset=2), "config.model.context=10 rows, the first 2 unused"),
         (dict(position="rotary", head_width=3), "the width of a head, 3, must be even"),
         (dict(position="rotary", rotary_scaling=("yarn", 2.0)), "'yarn'.* is none of"),
-        (dict(position="alibi"), "model.position='alibi' is none of 'learned', 'rotary', 'none'"),
-        (dict(activation="swish"), "model.activation='swish' is none of"),
-        (dict(remat="some"), "model.remat='some' is none of"),
-        (dict(global_every=2), "model.global_every=2 .* model.window=0"),
-        (dict(head="regress"), "model.head='regress' is none of"),
+        (
+            dict(position="alibi"),
+            "config.model.position='alibi' is none of 'learned', 'rotary', 'none'",
+        ),
+        (dict(activation="swish"), "config.model.activation='swish' is none of"),
+        (dict(remat="some"), "config.model.remat='some' is none of"),
+        (dict(global_every=2), "config.model.global_every=2 .* config.model.window=0"),
+        (dict(head="regress"), "config.model.head='regress' is none of"),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -668,7 +671,9 @@ def test_attention_by_tiles_changes_no_more_than_rounding(kind, scan):
 
 def test_tiles_and_dropped_weights_are_refused():
     module = model("lm", **SMALL, attention_block=4, attention_dropout=0.1)
-    with pytest.raises(ValueError, match="model.attention_block=4: weights .* are not dropped"):
+    with pytest.raises(
+        ValueError, match="config.model.attention_block=4: weights .* are not dropped"
+    ):
         module.init(jax.random.key(0), TOKENS, train=False)
 
 

@@ -272,3 +272,39 @@ def test_lowered_for_gpu_and_tpu_it_is_the_plain_form(shapes):
     assert "dot_general" in text("cpu")
     for platform in ("cuda", "tpu"):
         assert "dot_general" not in text(platform)
+
+
+@pytest.mark.parametrize(("batch", "most", "parts"), [(24, 8, 3), (24, 23, 2), (24, 24, 1)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(monkeypatch, batch, most, parts, padding):
+    x, kernel = arrays((batch, 9, 8, 5), (3, 3, 5, 32))
+    monkeypatch.setattr(conv, "CACHE_BYTES", most * 4 * 9 * 8 * 3 * 5)
+    assert conv._parts(x.shape, kernel.shape, 1) == parts
+    (g,) = arrays(written_out(x, kernel, 1, padding).shape, seed=1)
+    found = jax.vjp(lambda k: conv.conv2d(x, k, padding=padding), kernel)[1](g)[0]
+    wide = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0))) if padding == "SAME" else x
+    h, w = g.shape[1:3]
+    for i in range(3):
+        for j in range(3):
+            expected = np.einsum("bhwc,bhwd->cd", np.float64(wide[:, i : i + h, j : j + w]), g)
+            # Sums of up to 1,728 products of numbers of size 1: float32's rounding.
+            np.testing.assert_allclose(found[i, j], expected, atol=2e-4)
+
+
+def test_parts_are_of_some_examples_or_there_are_none():
+    assert conv._parts((512, 13, 13, 32), (3, 3, 32, 64), 1) == 8
+    assert conv._parts((509, 13, 13, 32), (3, 3, 32, 64), 1) == 0  # a prime number
+    assert conv._parts((3, 13, 13, 32), (3, 3, 32, 64), 1) == 1
+    assert conv._parts((16, 224, 224, 16), (3, 3, 16, 32), 1) == 0
+    assert not conv._rows_are_fast((16, 224, 224, 16), (3, 3, 16, 32), 1)
+
+
+def test_the_memory_of_a_kernels_gradient_does_not_grow_with_the_batch():
+    kernel = jnp.ones((3, 3, 16, 32))
+
+    def needed(batch):
+        x, g = jnp.ones((batch, 16, 16, 16)), jnp.ones((batch, 14, 14, 32))
+        by_kernel = jax.jit(lambda x, g: conv._in_parts(x, kernel, g, stride=1, padding="VALID"))
+        return by_kernel.lower(x, g).compile().memory_analysis().temp_size_in_bytes
+
+    assert needed(512) < 1.2 * needed(128)  # four times the copies would be held

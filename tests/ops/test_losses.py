@@ -56,6 +56,34 @@ def test_foretold_is_the_first_of_the_largest():
     np.testing.assert_array_equal(foretold(jnp.asarray(logits), jnp.asarray(labels)), expected)
 
 
+@pytest.mark.parametrize("wrong", [-1, -100, 5, 2**31 - 1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_that_is_no_class_is_not_a_number_in_all_forms(wrong, smoothing):
+    labels = jnp.asarray(LABELS).at[2].set(wrong)
+    others = np.arange(6) != 2
+
+    def whole(z):
+        return softmax_cross_entropy(z, labels, smoothing), foretold(z, labels)
+
+    def blocked(z):
+        found = blocked_cross_entropy(
+            lambda states, _: states, z[None], labels[None], block=4, label_smoothing=smoothing
+        )
+        return found[0][0], found[1][0]
+
+    sound = softmax_cross_entropy(LOGITS, LABELS, smoothing)
+    slope = jax.grad(lambda z: softmax_cross_entropy(z, LABELS, smoothing).sum())(LOGITS)
+    for form in (whole, jax.jit(whole), jax.jit(blocked)):
+        losses, hits = form(jnp.asarray(LOGITS))
+        assert np.isnan(losses[2]) and not hits[2]
+        # The same sums in another program: float32's rounding.
+        np.testing.assert_allclose(losses[others], sound[others], rtol=1e-6)
+        assert (np.asarray(hits) == (LOGITS.argmax(-1) == LABELS))[others].all()
+        gradient = jax.grad(lambda z, form=form: form(z)[0].sum())(jnp.asarray(LOGITS))
+        assert np.isnan(gradient[2]).all()
+        np.testing.assert_allclose(gradient[others], slope[others], atol=1e-6)
+
+
 def headed(hidden, matrix, bias, labels, smoothing, softcap=3.0):
     """Losses and hits of all logits at once."""
     logits = headed_logits(hidden, matrix, bias, softcap)

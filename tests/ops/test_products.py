@@ -6,6 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from research.ops.attention import attention
 from research.ops.dense import dense
@@ -51,16 +52,17 @@ def test_a_wide_product_of_bfloat16_is_not_rounded_and_its_gradients_are_as_with
     np.testing.assert_array_equal(dense(x, kernel, wide=True), dense(x, kernel))
 
 
-def test_freed_memory_is_kept():
+@pytest.mark.parametrize("count", [8_000_000, pytest.param(300_000_000, marks=pytest.mark.slow)])
+def test_freed_memory_is_kept(count):
     # 64 MB touched and freed, then again in a thread, as XLA's are: the second time hardly a page of 4096 bytes is new.
-    code = """
+    code = f"""
 import resource, threading
 import numpy as np
 from research.ops.memory import keep_freed_memory
 taken, faults = keep_freed_memory(), []
 def touch():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.full(8_000_000, 1.0)
+    np.full({count}, 1.0)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 touch()
 thread = threading.Thread(target=touch)

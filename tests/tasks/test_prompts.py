@@ -21,12 +21,21 @@ def test_texts_are_mended_as_the_store_mends_them(tmp_path):
     data = defaults().data
     data.update(dict(name="table", path=str(path), cache_dir=str(tmp_path / "cache")))
     kept = store.prepare(data, labelled=True)
-    names, texts = read_texts([str(path)], "", "NFC")
+    names, texts = read_texts([str(path)], None, "NFC")
     assert names == [f"{path}:{i + 1}" for i in range(20)]
     assert texts == list(kept.texts) == [f"{MENDED}{i}" for i in range(20)]
     assert read_texts([], RAW, "NFC") == (["prompt"], [MENDED])
     assert read_texts([], "\ufb01", "NFKC")[1] == ["fi"]
     assert read_texts([], "e\u0301", "")[1] == ["e\u0301"]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_empty_prompt_is_not_the_same_as_none(chat):
+    [prompt] = read_prompts([], "", "NFC", chat=chat)
+    assert prompt.name == "prompt"
+    assert prompt.given == ([{"role": "user", "content": ""}] if chat else "")
+    with pytest.raises(UserError, match="give --prompt='a text', or --inputs="):
+        read_prompts([], None, "NFC", chat=chat)
 
 
 def test_the_end_of_a_prompt_stays(tmp_path):
@@ -37,7 +46,7 @@ def test_the_end_of_a_prompt_stays(tmp_path):
 def test_lines_of_a_text_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "one\u2028still \r\n\r\n two\n".encode())
-    names, texts = read_texts([str(path)], "", "NFC")
+    names, texts = read_texts([str(path)], None, "NFC")
     assert names == [f"{path}:1", f"{path}:3"] and texts == ["one\u2028still ", " two"]
 
 
@@ -67,7 +76,7 @@ def test_inputs_that_cannot_be_read_are_told(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        read_texts([str(path)], "", "NFC")
+        read_texts([str(path)], None, "NFC")
     lines = str(caught.value).splitlines()
     assert len(lines) == len(words)
     for line, said in zip(lines, words, strict=True):

@@ -238,7 +238,7 @@ def test_a_loop_of_blocks_is_frozen_as_a_whole(tmp_path, sentences, groups, told
         r"config.optimizer.groups: block_0/(\S+) and block_1/\1 are not trained in the same steps",
         line,
     )
-    assert "set model.scan=False, or freeze them together" in line
+    assert "set config.model.scan=False, or freeze them together" in line
     modes.build(config_of(tmp_path, sentences, "text_classification", **keys, model__scan="false"))
 
 

@@ -390,6 +390,27 @@ def test_a_classifier_of_the_last_token_knows_what_fills_a_row(ours, tmp_path):
         assert again.decode([again.pad], special=True) == token
 
 
+@pytest.mark.parametrize(
+    ("said", "model", "longest"),
+    [
+        ({}, "gpt2", 9),
+        ({"model_max_length": 10**30}, "gpt2", 9),
+        ({"model_max_length": int(1e30)}, "gpt2", 9),
+        ({"model_max_length": 512}, "gpt2", 512),
+        ({}, "llama", 9),
+        # Whose first two rows of positions no text has.
+        ({"pad_token": "<|endoftext|>"}, "roberta", 7),
+    ],
+)
+def test_a_tokenizer_goes_out_with_the_models_longest_text(ours, tmp_path, said, model, longest):
+    made = tokenizer(eos_token="<|endoftext|>", **said)
+    about = {"classes": NAMES} if model == "roberta" else {"ends": [made.eos]}
+    exported(ours(model), made, tmp_path, about)
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert written["model_max_length"] == longest
+    assert written["eos_token"] == "<|endoftext|>"
+
+
 # Tables
 
 

@@ -89,7 +89,7 @@ def locate(
     packages = {vendor: _find(path, vendor) for vendor in asked}
     if missing := [vendor for vendor, found in packages.items() if found is None]:
         names = ", ".join(f"emoji-datasource-{vendor}" for vendor in missing)
-        raise UserError(f"data.path={path}: holds no {names}; {_command(path, missing)}")
+        raise UserError(f"config.data.path={path}: holds no {names}; {_command(path, missing)}")
     found = [package for package in packages.values() if package is not None]
     files = [file for package in found for file in _files(package)]
     parts = {"train": found[: len(vendors)], "test_vendor": found[len(vendors) :]}
@@ -114,7 +114,8 @@ def _vendor_errors(vendors: tuple[str, ...], unseen: str) -> list[str]:
         errors.append(f"config.data.vendors is {vendors}: name one or more, each once")
     if unseen in vendors:
         errors.append(
-            f"config.data.unseen_vendor: '{unseen}' is one of data.vendors, so it is seen; leave it out of one of them"
+            f"config.data.unseen_vendor: '{unseen}' is one of config.data.vendors, so it "
+            "is seen; leave it out of one of them"
         )
     return errors
 
@@ -135,14 +136,14 @@ def _colour(text: str) -> tuple[int, ...] | str:
 def _path(data, vendors: list[str]) -> Path:
     if not data.path:
         raise UserError(
-            f"data.name=emoji: where are the packages? {_command(Path('DIR'), vendors)}, "
+            f"config.data.name=emoji: where are the packages? {_command(Path('DIR'), vendors)}, "
             "and give --config.data.path=DIR"
         )
     path = Path(data.path).expanduser().absolute()
     if not path.is_dir():
         make = f"mkdir -p {path} && " if not path.exists() else ""
         raise UserError(
-            f"data.path={path}: there is no such folder; {make}{_command(path, vendors)}"
+            f"config.data.path={path}: there is no such folder; {make}{_command(path, vendors)}"
         )
     return path
 

@@ -44,13 +44,13 @@ def locate(data) -> Source:
         try:
             return tfds.locate_catalog(data, "fashion_mnist")
         except UserError as error:
-            mend = "apt-get install dataset-fashion-mnist, or give the four IDX files' directory as data.path"
+            mend = "apt-get install dataset-fashion-mnist, or give the four IDX files' directory as config.data.path"
             raise UserError(
-                f"data.name=fashion_mnist: not on this machine; {mend} ({error})"
+                f"config.data.name=fashion_mnist: not on this machine; {mend} ({error})"
             ) from error
     folder = Path(data.path).expanduser() if data.path else DEBIAN
     if not folder.is_dir():
-        raise UserError(f"data.path={folder}: there is no such directory of IDX files")
+        raise UserError(f"config.data.path={folder}: there is no such directory of IDX files")
     files, missing = {}, []
     for part, prefix in _FILES.items():
         for kind in ("images-idx3", "labels-idx1"):
@@ -59,7 +59,7 @@ def locate(data) -> Source:
             if found:
                 files[part, kind] = found[0]
             else:
-                missing.append(f"data.path={folder}: {name} or {name}.gz is missing")
+                missing.append(f"config.data.path={folder}: {name} or {name}.gz is missing")
     if missing:
         raise UserErrors(missing)
     return Source(

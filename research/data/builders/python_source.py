@@ -41,7 +41,9 @@ def locate_text(data, *, tests: bool = False) -> TextSource:
         base = Path(sysconfig.get_paths()["stdlib"])
     files = _files(base, tests) if base.is_dir() else []
     if not files:
-        raise UserError(f"data.name=python_source: {base} holds no .py files; name a directory")
+        raise UserError(
+            f"config.data.name=python_source: {base} holds no .py files; name a directory"
+        )
     name = (
         "python_source"
         if data.path
@@ -55,7 +57,8 @@ def locate_text(data, *, tests: bool = False) -> TextSource:
 def _open(base: Path, files: list[Path], labelled: bool) -> TextOpened:
     if labelled:
         raise UserError(
-            "data.name=python_source has no classes, but config.task.name asks for them; name a task without classes"
+            "config.data.name=python_source has no classes, but config.task.name asks "
+            "for them; name a task without classes"
         )
     keys = [file.relative_to(base).as_posix() for file in files]
     depth = _branching(keys)

@@ -94,8 +94,8 @@ def _find(data) -> Path:
     """The archive, or the folder in which the files lie."""
     path = Path(data.path).expanduser().absolute()
     if not data.path or not path.exists():
-        where = f"data.path={path} is missing" if data.path else "data.path is empty"
-        raise UserError(f"data.name=rated_sentences: {where}: {_FETCH}")
+        where = f"config.data.path={path} is missing" if data.path else "config.data.path is empty"
+        raise UserError(f"config.data.name=rated_sentences: {where}: {_FETCH}")
     if path.is_file():
         return path
     if any(path.glob("*_GroundTruth.txt")):
@@ -104,7 +104,7 @@ def _find(data) -> Path:
     found = [p for pattern in patterns for p in sorted(path.glob(pattern))]
     if not found:
         raise UserError(
-            f"data.path={path}: neither vaderSentiment-3.3.2.tar.gz nor {_INNER} in it: {_FETCH}"
+            f"config.data.path={path}: neither vaderSentiment-3.3.2.tar.gz nor {_INNER} in it: {_FETCH}"
         )
     return found[0]
 

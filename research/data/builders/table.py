@@ -65,7 +65,7 @@ def locate_text(
     files = _part_files(path) if path.is_dir() else {"train": path}
     wrong = [p for p in files.values() if p.suffix.lower() not in SUFFIXES]
     if wrong:
-        raise UserError(f"data.path={wrong[0]}: not a {', '.join(SUFFIXES)} file")
+        raise UserError(f"config.data.path={wrong[0]}: not a {', '.join(SUFFIXES)} file")
     columns = _Columns(
         text_column,
         label_column,
@@ -89,12 +89,16 @@ def _part_files(path: Path) -> dict[str, Path]:
     for file in sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES):
         part = SPELLINGS.get(file.stem, file.stem if is_test(file.stem) else "")
         if part in files:
-            raise UserError(f"data.path={path}: both {files[part].name} and {file.name}; keep one")
+            raise UserError(
+                f"config.data.path={path}: both {files[part].name} and {file.name}; keep one"
+            )
         if part:
             files[part] = file
     if "train" not in files:
         wanted = ", ".join(f"train{suffix}" for suffix in SUFFIXES)
-        raise UserError(f"data.path={path}: holds none of {wanted}; name a file, or call it so")
+        raise UserError(
+            f"config.data.path={path}: holds none of {wanted}; name a file, or call it so"
+        )
     return files
 
 
@@ -137,7 +141,7 @@ def _kind(file: Path, there: list[str], columns: _Columns, labelled: bool) -> st
 
 def _missing(where: Any, name: str, there: list[str], also: str = "") -> str:
     said = f"no column '{name}'{nearest(name, there)}" + (f", {also}" if also else "")
-    return f"{where}: {said}; there: {', '.join(there) or 'nothing'}; data.text_column and the like name others"
+    return f"{where}: {said}; there: {', '.join(there) or 'nothing'}; config.data.text_column and the like name others"
 
 
 def _example(

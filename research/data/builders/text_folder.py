@@ -28,7 +28,7 @@ from research.data.text.source import TextExample, TextOpened, TextProblem, Text
 from research.errors import UserError
 
 VERSION = "1"
-_KIND = Kind("texts", "read a .csv, .tsv, .jsonl or .parquet file with data.name=table")
+_KIND = Kind("texts", "read a .csv, .tsv, .jsonl or .parquet file with config.data.name=table")
 
 
 def locate_text(data, *, suffixes: tuple[str, ...] = (".txt", ".md")) -> TextSource:
@@ -43,12 +43,14 @@ def locate_text(data, *, suffixes: tuple[str, ...] = (".txt", ".md")) -> TextSou
     path = given_path(data, "Give it as --config.data.path=DIR")
     if not path.is_dir():
         raise UserError(
-            f"data.path={path}: not a directory; data.name=table reads a .csv, .tsv, .jsonl or .parquet file"
+            f"config.data.path={path}: not a directory; config.data.name=table reads a "
+            ".csv, .tsv, .jsonl or .parquet file"
         )
     files = files_in(path, suffixes)
     if not files:
         raise UserError(
-            f"data.path={path}: no texts in it; their names end in {', '.join(suffixes)}, as data.suffixes says"
+            f"config.data.path={path}: no texts in it; their names end in {', '.join(suffixes)}, "
+            "as config.data.suffixes says"
         )
     return TextSource(
         "text_folder",

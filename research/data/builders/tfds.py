@@ -54,7 +54,7 @@ def locate_catalog(data, name: str) -> Source:
 def _name(data) -> str:
     name = data.name.partition(":")[2]
     if not name:
-        raise UserError(f"data.name={data.name}: which data set? Name it as in tfds:cifar10")
+        raise UserError(f"config.data.name={data.name}: which data set? Name it as in tfds:cifar10")
     return name
 
 
@@ -67,7 +67,7 @@ def _copy(data, name: str) -> tuple[Path, str]:
     base = Path(data.path).expanduser() if data.path else cache.root(data.cache_dir) / "tfds"
     if data.path and not base.is_dir():
         raise UserError(
-            f"data.path={base}: there is no such directory; leave it empty to use the cache"
+            f"config.data.path={base}: there is no such directory; leave it empty to use the cache"
         )
     folder = _find(base, name)
     if folder is None:
@@ -76,7 +76,7 @@ def _copy(data, name: str) -> tuple[Path, str]:
         assert folder is not None, f"TFDS built {name}, but not under {base}"
     written = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
     if written != "array_record":
-        mend = "build it with file_format='array_record', or name another data.path"
+        mend = "build it with file_format='array_record', or name another config.data.path"
         raise UserError(f"{folder}: holds {written} files, which only TensorFlow reads; {mend}")
     files = [file for file in folder.iterdir() if file.is_file()]
     return folder, stamp(files, folder)
@@ -102,12 +102,12 @@ def _build(base: Path, name: str) -> None:
     if name.split("/")[0] not in known:
         more = nearest(name, known) or " (see tensorflow.org/datasets/catalog)"
         raise UserError(
-            f"data.name=tfds:{name}: no copy under {base}, and TFDS knows no such data set{more}"
+            f"config.data.name=tfds:{name}: no copy under {base}, and TFDS knows no such data set{more}"
         )
     if importlib.util.find_spec("tensorflow") is None:
         mend = f"pip install tensorflow importlib_resources, or put a copy built elsewhere under {base}"
         raise UserError(
-            f"data.name=tfds:{name}: building it needs TensorFlow this once (reading does not): {mend}"
+            f"config.data.name=tfds:{name}: building it needs TensorFlow this once (reading does not): {mend}"
         )
     try:
         tfds.builder(name, data_dir=str(base), file_format="array_record").download_and_prepare()
@@ -116,7 +116,7 @@ def _build(base: Path, name: str) -> None:
     ) as error:  # the network, the source's server or TFDS itself: the user can only try again
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"data.name=tfds:{name}: TFDS could not build it: {type(error).__name__}: {reason}"
+            f"config.data.name=tfds:{name}: TFDS could not build it: {type(error).__name__}: {reason}"
         ) from error
 
 
@@ -129,10 +129,12 @@ def _open(folder: Path, name: str, data) -> Opened:
     image, label = builder.info.supervised_keys or ("image", "label")
     if image not in features or label not in features or len(features[image].shape) not in (2, 3):
         raise UserError(
-            f"data.name=tfds:{name}: not pictures with labels; its features are {', '.join(features)}"
+            f"config.data.name=tfds:{name}: not pictures with labels; its features are {', '.join(features)}"
         )
     if "train" not in sizes:
-        raise UserError(f"data.name=tfds:{name}: has no split 'train', only {', '.join(found)}")
+        raise UserError(
+            f"config.data.name=tfds:{name}: has no split 'train', only {', '.join(found)}"
+        )
     height, width, channels = (*features[image].shape, 1)[:3]
     own = (height or _SIZE, width or _SIZE, min(channels or 3, 3))
     classes = _class_names(builder, features[label], label, sizes)

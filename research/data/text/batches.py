@@ -64,8 +64,9 @@ def classification(
     errors = batch_error(batch_size, len(train))
     if buckets and buckets[-1] > longest:
         errors.append(
-            f"data.text.buckets holds {buckets[-1]} but data.text.max_length is {longest}: no text is longer than "
-            "that; leave it out, or raise data.text.max_length"
+            f"config.data.text.buckets holds {buckets[-1]} but "
+            f"config.data.text.max_length is {longest}: no text is longer than "
+            "that; leave it out, or raise config.data.text.max_length"
         )
     _raise(errors + loader_error(data))
     certainty = np.asarray(store.certainty, np.float32)
@@ -173,12 +174,12 @@ def language_model(
     errors = loader_error(data)
     if len(data.text.buckets):
         errors.append(
-            "data.text.buckets is for texts to classify, but a language model's rows are all of "
-            "data.text.max_length: set it to ()"
+            "config.data.text.buckets is for texts to classify, but a language model's rows are all of "
+            "config.data.text.max_length: set it to ()"
         )
     if store.chat and not shift:
         errors.append(
-            "data.name: conversations are for a causal language model, but the objective is masked"
+            "config.data.name: conversations are for a causal language model, but the objective is masked"
         )
     _raise(errors)
     how = None if shift else masking(tokenizer, mask_rate)
@@ -190,7 +191,7 @@ def language_model(
             encoded.texts, documents, length, shift, split, bool(store.chat)
         )
     sizes = {split: len(rows.offsets) - 1 for split, rows in packed.items()}
-    mend = ", or data.text.max_length lower, for more rows"
+    mend = ", or config.data.text.max_length lower, for more rows"
     _raise(batch_error(batch_size, sizes["train"], f"rows of {length} tokens", mend))
 
     def values(split: str, numbers: np.ndarray, inputs: bool, draw: tuple) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ def read_rows(path: Path) -> Rows:
     suffix = path.suffix.lower()
     if suffix not in read:
         raise UserError(
-            f"data.path={path}: not a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+            f"config.data.path={path}: not a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
         )
     try:
         if not path.stat().st_size:

@@ -24,7 +24,7 @@ def read_copy(folder: Path, name: str, text: str, label: str, labelled: bool) ->
 
     builder = tfds.builder_from_directory(str(folder))
     features, found = builder.info.features, builder.info.splits
-    where = f"data.name=tfds:{name}"
+    where = f"config.data.name=tfds:{name}"
     text, label = _features(tfds, builder.info, where, text, label)
     if labelled and label not in features:
         raise UserError(

@@ -97,15 +97,17 @@ def check(model: Any, length: int, *, cached: bool) -> None:
     """
     for key, choices in CHOICES.items():
         if (value := getattr(model, key)) not in choices:
-            raise ValueError(f"model.{key}={value!r} is none of {', '.join(map(repr, choices))}")
+            raise ValueError(
+                f"config.model.{key}={value!r} is none of {', '.join(map(repr, choices))}"
+            )
     if not model.head_width and model.width % model.heads:
         raise ValueError(
-            f"model.width={model.width} does not divide by model.heads={model.heads}; "
-            "set model.head_width, or another number of heads"
+            f"config.model.width={model.width} does not divide by config.model.heads={model.heads}; "
+            "set config.model.head_width, or another number of heads"
         )
     if model.kv_heads and model.heads % model.kv_heads:
         raise ValueError(
-            f"model.heads={model.heads} does not divide by model.kv_heads={model.kv_heads}: "
+            f"config.model.heads={model.heads} does not divide by config.model.kv_heads={model.kv_heads}: "
             "each head of keys and values serves the same number of query heads"
         )
     if model.position == "rotary":
@@ -113,29 +115,31 @@ def check(model: Any, length: int, *, cached: bool) -> None:
     if model.position == "learned" and length + model.position_offset > model.context:
         offset = f", the first {model.position_offset} unused" * bool(model.position_offset)
         raise ValueError(
-            f"{length} tokens do not fit the table of positions, model.context={model.context} rows{offset}; "
+            f"{length} tokens do not fit the table of positions, config.model.context={model.context} rows{offset}; "
             "shorten the rows, or give the table more"
         )
     if model.global_every and not model.window:
         raise ValueError(
-            f"model.global_every={model.global_every} says which blocks have no window, but model.window=0"
+            f"config.model.global_every={model.global_every} says which blocks have no "
+            "window, but config.model.window=0"
         )
     if model.head == "lm" and not model.causal:
         raise ValueError(
-            "model.causal=False: each token would be foretold from itself; set it to True, or "
+            "config.model.causal=False: each token would be foretold from itself; set it to True, or "
             "config.task.objective='masked'"
         )
     if model.head == "mlm" and model.causal:
         raise ValueError(
-            "model.causal=True: a hidden token would not be foretold from those after it; set it to False, or "
+            "config.model.causal=True: a hidden token would not be foretold from those after it; set it to False, or "
             "config.task.objective='causal'"
         )
     if model.attention_block < 0:
-        raise ValueError(f"model.attention_block={model.attention_block} must be at least 0")
+        raise ValueError(f"config.model.attention_block={model.attention_block} must be at least 0")
     if model.attention_block and model.attention_dropout:
         raise ValueError(
-            f"model.attention_block={model.attention_block}: weights that are made twice, tile by tile, are not "
-            f"dropped; set model.attention_dropout={model.attention_dropout} to 0, or model.attention_block"
+            f"config.model.attention_block={model.attention_block}: weights that are made twice, tile by tile, "
+            f"are not dropped; set config.model.attention_dropout={model.attention_dropout} to 0, or "
+            "config.model.attention_block"
         )
     if cached and model.head != "lm":
         raise ValueError(f"a cache is for causal language models; this is head {model.head!r}")

@@ -1,11 +1,15 @@
 """A trained model as a file of arrays, or as a folder that transformers loads."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
 from research.modes.exports.program import texts
+
+CONFIG = "tokenizer_config.json"
+UNLIMITED = 10**30  # what transformers writes where a tokenizer has no longest text
 
 
 def write(
@@ -60,9 +64,22 @@ def write_folder(folder: Path, config: Any, model: Any, model_type: str) -> str:
         head=about["head"],
         vocab_size=model.params["embed"]["embedding"].shape[0],
         class_names=tuple(about.get("classes", ())),
-        tokenizer_files=tokenizer.to_files(),
+        tokenizer_files=_with_length(tokenizer.to_files(), options),
         model_type=model_type,
         pad=tokenizer.pad,
         bos=tokenizer.bos,
         eos=about.get("ends") or tokenizer.eos,
     )
+
+
+def _with_length(files: dict[str, str], options: dict[str, Any]) -> dict[str, str]:
+    """A tokenizer's files, which say how many tokens the model takes if they said nothing of it."""
+    from research.transfer.hf.options import DEFAULTS
+
+    config = json.loads(files[CONFIG])
+    if config.get("model_max_length", UNLIMITED) < UNLIMITED:
+        return files
+    given = DEFAULTS | options
+    longest = given["context"] - given["position_offset"] * (given["position"] == "learned")
+    text = json.dumps(config | {"model_max_length": longest}, indent=2, ensure_ascii=False)
+    return {**files, CONFIG: f"{text}\n"}

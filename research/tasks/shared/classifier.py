@@ -26,7 +26,7 @@ def task(
     model: models.Built,
     apply: Callable[..., Any],
     worst: Callable[[dict[str, np.ndarray]], Section],
-    read_inputs: Callable[[list[str], str], Inputs],
+    read_inputs: Callable[[list[str], str | None], Inputs],
     about: dict[str, Any],
     label_smoothing: float,
     top_k: int,

@@ -21,10 +21,11 @@ _TEXTS = ("text", "prompt")
 _MESSAGE = '{"role": "user", "content": "..."}'
 
 
-def read_texts(paths: list[str], prompt: str, form: str) -> tuple[list[str], list[str]]:
+def read_texts(paths: list[str], prompt: str | None, form: str) -> tuple[list[str], list[str]]:
     """Returns names and texts: the prompt, or every line of .txt files and the 'text' of every line of .jsonl files.
 
     Args:
+      prompt: None: none is given; '' is an empty text.
       form: config.data.text.normalise; the texts are mended as those are that a model learns from.
 
     Raises:
@@ -35,7 +36,7 @@ def read_texts(paths: list[str], prompt: str, form: str) -> tuple[list[str], lis
     return [name for name, _ in found], [text for _, text in found]
 
 
-def read_prompts(paths: list[str], prompt: str, form: str, *, chat: bool) -> list[Prompt]:
+def read_prompts(paths: list[str], prompt: str | None, form: str, *, chat: bool) -> list[Prompt]:
     """Returns what to go on with: texts, or with `chat` lists of {"role", "content"}, the last not the assistant's.
 
     Raises:
@@ -52,10 +53,10 @@ def _dialogue(messages: list[dict[str, str]]) -> str:
     return f"{said}assistant: "
 
 
-def _read(paths: list[str], prompt: str, form: str, *, chat: bool) -> list[tuple[str, Any]]:
+def _read(paths: list[str], prompt: str | None, form: str, *, chat: bool) -> list[tuple[str, Any]]:
     given: list[tuple[str, str, Any]] = []  # name, place for messages, text or messages
     lines: list[str] = []
-    if prompt:
+    if prompt is not None:
         given.append(("prompt", "--prompt", prompt))
     for path in map(Path, paths):
         if not path.is_file() or path.suffix not in ENDINGS:

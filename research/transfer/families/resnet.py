@@ -32,4 +32,4 @@ NAMINGS = tuple(
 
 def not_built(options: dict[str, Any]) -> str:
     """Returns why none of the libraries builds this network, '' if they do."""
-    return "" if options["stem"] == "imagenet" else f"model.stem='{options['stem']}'"
+    return "" if options["stem"] == "imagenet" else f"config.model.stem='{options['stem']}'"

@@ -63,7 +63,8 @@ DISTILLED = (
 )
 FC_NORM = (
     r"^fc_norm\.",
-    "norms after the mean over the tokens, and model.pool='gap' before it; take weights of a model without fc_norm",
+    "norms after the mean over the tokens, and config.model.pool='gap' before "
+    "it; take weights of a model without fc_norm",
 )
 SCALED = (
     r"^blocks\.0\.ls1\.",

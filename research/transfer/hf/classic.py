@@ -51,11 +51,11 @@ def _read_roberta(config: Config) -> Options:
 def _check_roberta(options: Options, head: str) -> list[str]:
     activation = options["activation"]
     wrong = head == "mlm" and activation != "gelu"
-    return [f"model.activation={activation!r} with a masked language model"] if wrong else []
+    return [f"config.model.activation={activation!r} with a masked language model"] if wrong else []
 
 
 def _check_types(options: Options, head: str) -> list[str]:
-    return [] if options["types"] else ["model.types=0"]
+    return [] if options["types"] else ["config.model.types=0"]
 
 
 BERT = _bert(

@@ -273,14 +273,16 @@ def _misses(kind: ModelType, wanted: Options, head: str, pad: int | None) -> lis
     misses += kind.check(wanted, head)
     written = _write(kind, wanted)
     if kind.name == "roberta" and pad is not None and pad != written["pad_token_id"]:
-        misses.append(f"model.position_offset={wanted['position_offset']} with padding {pad}")
+        misses.append(
+            f"config.model.position_offset={wanted['position_offset']} with padding {pad}"
+        )
     try:
         found = _read(kind, written)
     except Uncovered as error:
         return [*misses, str(error)]
     of_head = ("tied",) if head == "classify" else OF_CLASSES
     return misses + [
-        f"model.{key}={wanted[key]!r} (it has {found[key]!r})"
+        f"config.model.{key}={wanted[key]!r} (it has {found[key]!r})"
         for key in DEFAULTS
         if key not in (*OF_TRAINING, *of_head) and found[key] != wanted[key]
     ]

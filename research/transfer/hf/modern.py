@@ -188,7 +188,7 @@ def _write_gemma3(options: Options) -> Config:
 
 def _check_gemma3(options: Options, head: str) -> list[str]:
     cap = options["attention_softcap"]
-    return divides(options, head) + ([f"model.attention_softcap={cap}"] if cap else [])
+    return divides(options, head) + ([f"config.model.attention_softcap={cap}"] if cap else [])
 
 
 TYPES = (

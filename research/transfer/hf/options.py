@@ -97,7 +97,7 @@ def complete(options: Options) -> Options:
 def divides(options: Options, head: str) -> list[str]:
     """A check: transformers wants the width to divide by the heads, whatever a head's width is."""
     width, heads = options["width"], options["heads"]
-    return [f"model.width={width} that {heads} heads don't divide"] if width % heads else []
+    return [f"config.model.width={width} that {heads} heads don't divide"] if width % heads else []
 
 
 def _forget(options: Options, *names: str) -> None:
