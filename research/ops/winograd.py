@@ -39,10 +39,8 @@ def by_input(kernel: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
 
 def by_kernel(x: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
     """The gradient by the kernel, [3, 3, C, D]: the algorithm transposed, as it is linear in the kernel."""
-    h, w = _sides(x, pads)
-    g = jnp.pad(g, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
     inputs = _on_both(_from_input, _cut(after(g, x), pads))
-    changes = _on_both(_from_output, [[g[:, i::2, j::2] for j in range(2)] for i in range(2)])
+    changes = _on_both(_from_output, _halves(g, x.shape[1:3], pads))
     products = [
         [
             tile.reshape(-1, x.shape[-1]).T @ change.reshape(-1, g.shape[-1])
@@ -85,6 +83,22 @@ def _cut(x: jax.Array, pads: Pads) -> list[list[jax.Array]]:
     down, across = h + 2 - x.shape[1] - top, w + 2 - x.shape[2] - left
     x = jnp.pad(x, ((0, 0), (top, down), (left, across), (0, 0)))
     return [[x[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)]
+
+
+def _halves(g: jax.Array, sides: Sequence[int], pads: Pads) -> list[list[jax.Array]]:
+    """Of every tile of g each of its 2x2 entries: [2][2] of [B, h, w, D]; `sides` are H, W.
+
+    From g with the zeros that `by_input` needs around it, which are more than it takes here. For XLA writes that array
+    once, but what makes g, such as the gradient of a norm, it would compute again for each of the 16 transforms.
+    """
+    zeros, ends = [(0, 0)], []
+    for side, (before, _), size in zip(sides, pads, g.shape[1:3], strict=True):
+        top, even = 2 - before, size + size % 2
+        zeros.append((top, max(side + side % 2 + 2 - top, even) - size))
+        ends.append((top, top + even))
+    (top, bottom), (left, right) = ends
+    g = jnp.pad(g, (*zeros, (0, 0)))
+    return [[g[:, top + i : bottom : 2, left + j : right : 2] for j in range(2)] for i in range(2)]
 
 
 def _on_both(transform: Callable, entries: list[list[jax.Array]]) -> list[list[jax.Array]]:
