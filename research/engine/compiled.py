@@ -19,7 +19,7 @@ from research.engine import features
 from research.engine.checkpoint import Checkpoints
 from research.engine.environment import cpu_cores
 from research.engine.evaluate import first_batch
-from research.engine.parallel import Parallel
+from research.engine.parallel import Parallel, compiled
 from research.engine.program import Plan, Program, make_program
 from research.engine.state import TrainState, evaluated_params
 from research.engine.window import Clock
@@ -127,7 +127,7 @@ class Compiled:
             lowered = self._parallel.lower_train(self.program.step, state, batch)
         finally:
             traced()
-        return lowered.compile(), time.perf_counter() - began
+        return compiled(lowered), time.perf_counter() - began
 
 
 def _begin(make: Callable[[], Any]) -> Future:

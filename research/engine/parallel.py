@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from research.data import cache
 from research.errors import UserError
-from research.ops.memory import keep_freed_memory
+from research.ops.memory import give_back, keep_freed_memory
 
 AXIS = "data"
 MOST_COMPILED = 4 << 30  # bytes of compiled programs that are kept
@@ -46,12 +46,26 @@ class Parallel(NamedTuple):
 
     def compile_train(self, step: Callable, state: Any, batch: Any) -> Any:
         """Returns the compiled step."""
-        return self.lower_train(step, state, batch).compile()
+        return compiled(self.lower_train(step, state, batch))
+
+
+def compiled(lowered: Any) -> Any:
+    """Returns the compiled form of a step; what compiling took of memory goes back to the system."""
+    step = lowered.compile()
+    give_back()
+    return step
 
 
 def configure(*, cpu_devices: int = 0) -> None:
-    """Settings of JAX that must stand before it is first used; above all the persistent compilation cache."""
+    """Settings of JAX that must stand before it is first used; above all the persistent compilation cache.
+
+    On a CPU a call of a compiled program returns when its result is there. If JAX runs it in a thread of its own
+    instead, the temporaries of a step are freed a little after its result is known, when those of the next are
+    allocated already: twice the memory, and more where the heap falls to pieces. Batches are made beside it in a
+    thread of ours either way.
+    """
     keep_freed_memory()
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     programs = cache.home() / "xla"
     # Not jax_compilation_cache_max_size: with it whatever is kept first reads a further file for each program that is
     # there, and on jax 0.10 nothing is kept any more once one of these is missing, as all are of earlier programs.

@@ -119,8 +119,15 @@ def make_program(
     def make_state() -> TrainState:
         return create(task, tx, seed=config.seed, ema=config.train.ema, trainable=trainable)
 
+    made: Any = jax.jit(make_state)
+
+    def make_state_once() -> TrainState:
+        state = made()
+        made.clear_cache()  # the program takes as much memory as a network, 100 MB for a ViT-tiny
+        return state
+
     until = next((start for start in begun if start > at), None)
-    return Program(tx, schedule, jax.jit(make_state), make_step, treated, trainable, until, task)
+    return Program(tx, schedule, make_state_once, make_step, treated, trainable, until, task)
 
 
 def stored(config: Any, task: Task, program: Program, state: TrainState) -> TrainState:

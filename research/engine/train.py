@@ -119,6 +119,7 @@ def _train(
             writer.say(line)
     program, state, compiled = enter(first, begun.state)
     base = pretrained.base_of(config, task, program, begun.state).hashes()
+    del begun  # the host's copy of the state
     best: dict[str, Any] | None = meta.get("best")
     writer.start_run(
         first,

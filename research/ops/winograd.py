@@ -42,9 +42,8 @@ def by_input(kernel: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
 def by_kernel(x: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
     """The gradient by the kernel, [3, 3, C, D]: the algorithm transposed, as it is linear in the kernel."""
     h, w = _sides(x, pads)
-    g = jnp.pad(g, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-    inputs = _on_both(_from_input, _cut(after(g, x), pads, g.shape[1] // 2, g.shape[2] // 2))
-    changes = _on_both(_from_output, [[g[:, i::2, j::2] for j in range(2)] for i in range(2)])
+    inputs = _on_both(_from_input, _cut(after(g, x), pads, -(-h // 2), -(-w // 2)))
+    changes = _on_both(_from_output, _halves(g, x.shape[1:3], pads))
     return _kernel_of(inputs, changes)
 
 
@@ -149,6 +148,22 @@ def _cut(x: jax.Array, pads: Pads, h: int, w: int) -> Entries:
     edges = ((0, 0, 0), (top, down, 0), (left, across, 0), (0, 0, 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), edges)  # negative: cut off
     return [[x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for j in range(4)] for i in range(4)]
+
+
+def _halves(g: jax.Array, sides: Sequence[int], pads: Pads) -> Entries:
+    """Of every tile of g each of its 2x2 entries: [2][2] of [B, h, w, D]; `sides` are H, W.
+
+    From g with the zeros that `by_input` needs around it, which are more than it takes here. For XLA writes that array
+    once, but what makes g, such as the gradient of a norm, it would compute again for each of the 16 transforms.
+    """
+    zeros, ends = [(0, 0)], []
+    for side, (before, _), size in zip(sides, pads, g.shape[1:3], strict=True):
+        top, even = 2 - before, size + size % 2
+        zeros.append((top, max(side + side % 2 + 2 - top, even) - size))
+        ends.append((top, top + even))
+    (top, bottom), (left, right) = ends
+    g = jnp.pad(g, (*zeros, (0, 0)))
+    return [[g[:, top + i : bottom : 2, left + j : right : 2] for j in range(2)] for i in range(2)]
 
 
 def _on_both(transform: Callable, entries: Entries) -> Entries:

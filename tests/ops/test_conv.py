@@ -308,3 +308,25 @@ def test_the_memory_of_a_kernels_gradient_does_not_grow_with_the_batch():
         return by_kernel.lower(x, g).compile().memory_analysis().temp_size_in_bytes
 
     assert needed(512) < 1.2 * needed(128)  # four times the copies would be held
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_few_outputs_stand_apart(stride):
+    x, first, second = (
+        jnp.asarray(a) for a in arrays((1, 8, 8, 64), (3, 3, 64, 64), (3, 3, 64, 64))
+    )
+
+    def chain(convolve, x, first, second):
+        y = jax.nn.relu(convolve(x, first, stride=stride))
+        return convolve(y, second, stride=stride).mean((1, 2))
+
+    both = [
+        jax.jit(jax.value_and_grad(lambda *a, c=c: chain(c, *a).sum(), (0, 1, 2)))(x, first, second)
+        for c in (conv.conv2d, conv.conv2d_plain)
+    ]
+    for found, expected in zip(*map(jax.tree.leaves, both), strict=True):
+        # Sums of 64 * 9 terms, of sums of as many, in another order; some cancel.
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-1)
+    value = jax.jit(lambda *a: chain(conv.conv2d, *a)).lower(x, first, second)
+    parts = value.compile().as_text().split("\n}")
+    assert max(part.count(" convolution(") for part in parts) == 1  # two in one part take longer

@@ -1,5 +1,6 @@
 """Attention and dense against NumPy and jax.nn; the setting of memory in a process of its own."""
 
+import os
 import subprocess
 import sys
 
@@ -71,4 +72,51 @@ thread.join()
 assert not taken or faults[1] < 200, faults
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_free_memory_is_given_back():
+    code = """
+import numpy as np
+from pathlib import Path
+from research.ops.memory import give_back, keep_freed_memory
+def resident():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+taken = keep_freed_memory()
+x, above = np.full(8_000_000, 1.0), np.ones(1000)  # 61 MB, and something that keeps it from the heap's end
+del x
+kept = resident()
+give_back()
+assert not taken or kept - resident() > 50, (kept, resident())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_temporaries_of_a_step_are_there_once(tmp_path):
+    # 96 MB of temporaries, and after each step something small that stays, as a batch or the figures would.
+    code = """
+from pathlib import Path
+from research.engine import parallel
+parallel.configure()
+import jax, jax.numpy as jnp
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+@jax.jit
+def step(x):
+    wide = jnp.sort(jnp.broadcast_to(x, (6000, 4096)), 0)
+    return x + 1e-9 * wide.sum(0)
+x, kept = step(jnp.ones(4096)).block_until_ready(), []
+before = peak()
+for _ in range(12):
+    x = step(x).block_until_ready()
+    kept.append(x + 1)
+assert peak() - before < 32, (before, peak())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"ROOTSTOCK_CACHE": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr
