@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from research.ops.attention import attention
-from research.ops.dense import dense
+from research.ops.dense import COLUMNS, ROWS, dense
 
 
 def test_attention():
@@ -34,6 +34,45 @@ def test_attention():
 def test_dense():
     x, kernel = np.random.default_rng(0).standard_normal((2, 3, 4)), np.ones((4, 5))
     np.testing.assert_allclose(dense(x, kernel), x @ kernel, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [ROWS - 1, ROWS])
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_of_a_product_with_few_and_with_many_rows(monkeypatch, rows, tied):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    rng = np.random.default_rng(0)
+    x, kernel, g = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in ((rows, COLUMNS), (COLUMNS, 5), (rows, 5))
+    )
+
+    def product(x, kernel):
+        return dense(x[None], kernel.T if tied else kernel)[0]
+
+    y, back = jax.vjp(product, x, kernel.T if tied else kernel)
+    dx, dkernel = back(g)
+    wide = x.astype(np.float64), kernel.astype(np.float64), g.astype(np.float64)
+    # float32 sums of 256 and 1,024 terms around 1.
+    np.testing.assert_allclose(y, wide[0] @ wide[1], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(dx, wide[2] @ wide[1].T, rtol=1e-5, atol=1e-5)
+    expected = wide[0].T @ wide[2]
+    np.testing.assert_allclose(dkernel, expected.T if tied else expected, rtol=1e-5, atol=5e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_gradients_products_read_their_left_sides_row_by_row_on_a_cpu(monkeypatch, tied):
+    """When this fails, the compiler sees through `_turned`: measure it anew (docs/performance.md)."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    x = jnp.ones((4, ROWS // 4, COLUMNS))
+    kernel = jnp.ones((32, COLUMNS) if tied else (COLUMNS, 32))
+
+    def loss(x, kernel):
+        x = x * 2 + 1  # which is not to be computed again, inside of a branch
+        return jnp.square(dense(x, kernel.T if tied else kernel)).sum()
+
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
+    assert "lhs_contracting_dims={1}" in text and "lhs_contracting_dims={0}" not in text
+    assert " conditional(" in text
 
 
 def test_a_wide_product_of_bfloat16_is_not_rounded_and_its_gradients_are_as_without():
