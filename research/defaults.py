@@ -218,12 +218,9 @@ RANGES: dict[str, Range] = {
     "data.loader": one_of("memory", "grain"),
     "data.workers": at_least(0),
     "data.prefetch": at_least(1),
+    **{f"data.clean.{key}": one_of("error", "drop") for key in ("unreadable", "shape", "nan")},
     **{
-        f"config.data.clean.{key}": one_of("error", "drop")
-        for key in ("unreadable", "shape", "nan")
-    },
-    **{
-        f"config.data.clean.{key}": one_of("error", "drop", "keep")
+        f"data.clean.{key}": one_of("error", "drop", "keep")
         for key in (
             "blank",
             "duplicate",
@@ -250,7 +247,7 @@ RANGES: dict[str, Range] = {
     "generate.repetition_penalty": Range(lambda value: value > 0, "more than 0"),
     "generate.seed": Range(lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     **{
-        f"config.data.augment.{key}": at_least(0)
+        f"data.augment.{key}": at_least(0)
         for key in ("shift", "crop", "rotate", "cutout", "randaugment", "mixup", "cutmix")
     },
     "data.augment.magnitude": Range(lambda value: 0 <= value <= 30, "from 0 to 30"),

@@ -225,8 +225,8 @@ def test_what_the_inputs_go_past_is_no_cut():
 
 
 def cut_of(task, shape, trained):
-    params, state = jax.eval_shape(task.init, jax.random.key(0))
-    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    params, state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
     live, frozen = split(params, lambda path: path.startswith(trained))
     batch = {
         "image": np.zeros((2, *shape), np.float32),
