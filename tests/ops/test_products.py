@@ -133,7 +133,8 @@ assert not taken or kept - resident() > 50, (kept, resident())
 
 
 def test_the_temporaries_of_a_step_are_there_once(tmp_path):
-    # 96 MB of temporaries, and after each step something small that stays, as a batch or the figures would.
+    # 94 MB of temporaries, and after each step something small that stays, as a batch or the figures would. The first
+    # such thing may lie in their gap: twice 94, and 60 for the compiler. JAX's own way makes it 550 and more.
     code = """
 from pathlib import Path
 from research.engine import parallel
@@ -145,12 +146,12 @@ def peak():
 def step(x):
     wide = jnp.sort(jnp.broadcast_to(x, (6000, 4096)), 0)
     return x + 1e-9 * wide.sum(0)
-x, kept = step(jnp.ones(4096)).block_until_ready(), []
+x, kept = jnp.ones(4096) + 1, []
 before = peak()
-for _ in range(12):
+for _ in range(6):
     x = step(x).block_until_ready()
     kept.append(x + 1)
-assert peak() - before < 32, (before, peak())
+assert peak() - before < 260, (before, peak())
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
