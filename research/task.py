@@ -109,7 +109,7 @@ class Task(NamedTuple):
     joined: dict[str, str] = {}
     # Files of the run directory that belong to the model, such as its tokenizer.json: name -> content.
     files: dict[str, str] = {}
-    # Of a task that writes text: (paths, a text or '') -> prompts; and (params, model_state, what is given of each,
+    # Of a task that writes text: (paths, a text or None) -> prompts; and (params, model_state, what is given of each,
     # options, emit) -> a text for each, where options are config.generate and emit(i, piece) is called with each
     # further piece of text i as it is made.
     read_prompts: Callable[[list[str], str | None], list[Prompt]] | None = None

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,20 +62,26 @@ def keep_within(folder: Path, most: int) -> None:
     """Deletes those of a folder's files that were read longest ago, until the others have `most` bytes at most.
 
     A file system notes a reading once a day, or never: then the time of writing counts. What another process deletes
-    meanwhile is none of ours, and what it still reads it keeps.
+    meanwhile is none of ours. What was used within the last hour stays: another may be about to read it.
     """
+    recent = time.time() - 3600
     found = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
                 about = entry.stat()
-                found.append((max(about.st_atime, about.st_mtime), entry.path, about.st_size))
+                if entry.is_file():
+                    found.append((max(about.st_atime, about.st_mtime), entry.path, about.st_size))
     total = sum(size for _, _, size in found)
-    for _, path, size in sorted(found):
-        if total <= most:
+    for used, path, size in sorted(found):
+        if total <= most or used > recent:
             return
-        with contextlib.suppress(OSError):
+        try:
             os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError:  # not ours to delete
+            continue
         total -= size
 
 

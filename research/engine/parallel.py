@@ -62,7 +62,7 @@ def configure(*, cpu_devices: int = 0) -> None:
     On a CPU a call of a compiled program returns when its result is there. If JAX runs it in a thread of its own
     instead, the temporaries of a step are freed a little after its result is known, when those of the next are
     allocated already: twice the memory, and more where the heap falls to pieces. Batches are made beside it in a
-    thread of ours either way.
+    thread of ours either way. Where JAX has its CPU devices already, this changes nothing.
     """
     keep_freed_memory()
     jax.config.update("jax_cpu_enable_async_dispatch", False)

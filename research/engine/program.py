@@ -123,6 +123,8 @@ def make_program(
 
     def make_state_once() -> TrainState:
         state = made()
+        if isinstance(state.step, jax.core.Tracer):  # only its shapes are asked for
+            return state
         made.clear_cache()  # the program takes as much memory as a network, 100 MB for a ViT-tiny
         return state
 

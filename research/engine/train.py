@@ -180,7 +180,7 @@ def _train(
                     if n == first:
                         clock.start()
                     state, metrics = run(state, batch)
-                    collect()  # the figures of the step before, while this one runs
+                    collect()  # the figures of the step before; elsewhere than on a CPU while this one runs
                     pending = (n, metrics)
                     step = n + 1
                     writer.tick(step)

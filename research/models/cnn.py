@@ -54,19 +54,18 @@ class Model(nn.Module):
             pooled = stage in self.pool
             in_one = pooled and not batch and not self._wanted(f"stage{stage}")
             for i in range(1, self.convs + 1):
-                last = i == self.convs
                 conv = Conv(
                     features,
                     self.kernel,
                     padding=self.padding,
                     use_bias=not batch,  # batch norm has one
                     dtype=self.dtype,
-                    pooled=in_one and last,
                     name=f"stage{stage}_conv{i}",
                 )
+                if in_one and i == self.convs:
+                    x = conv.relu_pooled(x)
+                    continue
                 x = conv(x)
-                if in_one and last:
-                    break
                 if batch:
                     x = norm(name=f"stage{stage}_norm{i}")(x)
                 x = nn.relu(x)

@@ -88,9 +88,8 @@ class Model(nn.Module):
     pool: str = "mean"  # for 'classify': the mean, the first or the last token
     pooler: str = ""  # a layer before the head: 'tanh', 'relu'
     head_bias: bool = True
-    scan: bool = (
-        False  # the blocks as one loop: compiled sooner from a dozen blocks on, a step takes longer
-    )
+    # The blocks as one loop: compiled sooner from a dozen blocks on, a step takes longer.
+    scan: bool = False
     # Kept for the gradient: all, the products with matrices ('dots'), blocks' inputs ('full'). On a CPU only with scan.
     remat: str = "none"
 

@@ -23,6 +23,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     from research.engine.program import guessed, make_program, parameter_table
     from research.engine.step import make_train_step
     from research.engine.text import print_table
+    from research.ops.platform import portable
 
     # Any pace will do where one would have to be measured: nothing that is shown depends on it.
     units = guessed(config, task)
@@ -30,11 +31,12 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     state = jax.eval_shape(program.create)
     batch = task.data.train_batch(0, slice(None))
     part = {name: x[: len(x) // config.train.micro_batches] for name, x in batch.items()}
-    # In one piece: XLA counts the body of a scan over micro-batches once.
+    # In one piece: XLA counts the body of a scan, over micro-batches or parts of a batch, once.
     whole = make_train_step(
         program.task, program.tx, seed=0, ema=config.train.ema, trainable=program.trainable
     )
-    costs = jax.jit(whole).lower(state, batch).cost_analysis() or {}
+    with portable():
+        costs = jax.jit(whole).lower(state, batch).cost_analysis() or {}
 
     parameters = parameter_table(config, task, layout, units)
     print(table.format_table(parameters))

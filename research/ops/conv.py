@@ -23,6 +23,7 @@ from jax import lax
 
 from research.ops import winograd
 from research.ops.dense import dense
+from research.ops.dtypes import sums_dtype
 from research.ops.order import after, apart
 from research.ops.platform import is_portable
 
@@ -50,6 +51,8 @@ def conv2d(
     Returns:
       [B, H', W', D]. Where the kernel's gradient is rewritten, forward-mode differentiation is not defined.
     """
+    if is_portable():
+        return conv2d_plain(x, kernel, stride=stride, padding=padding)
     tiles = _tiles_are_fast(x, kernel, stride, padding)
     rewritten = tiles or _rows_are_fast(x.shape, kernel.shape, stride)
     convolve = _conv2d if rewritten else _plain
@@ -119,7 +122,7 @@ def _stands_apart(x: tuple, kernel: tuple, stride: int) -> bool:
     Of a few outputs, as of one picture, XLA (jax 0.10) makes one fusion of all that stands between two reductions:
     seven convolutions of ResNet-18 that then take 12 ms instead of 3.
     """
-    if not isinstance(x[0], int) or is_portable():
+    if not isinstance(x[0], int):
         return False
     outputs = x[0] * (x[1] // stride) * (x[2] // stride)
     inside = x[1] >= kernel[0] > 1 and x[2] >= kernel[1]
@@ -184,17 +187,17 @@ def _in_parts(x: jax.Array, kernel: jax.Array, g: jax.Array, *, stride: int, pad
     by_rows = partial(_by_rows, stride=stride, padding=padding)
     parts = _parts(x.shape, kernel.shape, stride)
     if parts == 1:  # copies that are few enough to be made, and kept, in the forward pass
-        return by_rows(x, kernel, g)
+        return by_rows(x, kernel, g).astype(kernel.dtype)
     if parts == 0 or x.shape[-1] >= 64 or kernel.shape[:2] == (1, 1):
-        return by_rows(after(g, x), kernel, g)
+        return by_rows(after(g, x), kernel, g).astype(kernel.dtype)
     # Each part holds every so many-th example: devices that hold rows of their own keep them.
     x, g = (a.reshape(-1, parts, *a.shape[1:]) for a in (x, g))
 
     def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         some, slopes = (lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in (x, g))
-        return total + by_rows(some, kernel, slopes).astype(total.dtype), None
+        return total + by_rows(some, kernel, slopes), None
 
-    zeros = jnp.zeros(kernel.shape, jnp.promote_types(kernel.dtype, jnp.float32))
+    zeros = jnp.zeros(kernel.shape, sums_dtype(kernel.dtype))
     return lax.scan(add, zeros, jnp.arange(parts))[0].astype(kernel.dtype)
 
 
@@ -202,14 +205,14 @@ def _by_rows(x: jax.Array, kernel: jax.Array, g: jax.Array, *, stride: int, padd
     """The kernel's gradient as K products [N*C, B*H'*W'] x [B*H'*W', D], one a kernel row.
 
     The N shifted copies of the picture stand side by side once; each kernel row slices its picture rows from them.
-    Sums are in float32 or wider.
+    The result is float32 at least.
     """
     (k, n, c, d), (_, h, w, _) = kernel.shape, g.shape
-    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    wide = sums_dtype(kernel.dtype)
     x = jnp.pad(x.astype(wide), ((0, 0), *pads(x, kernel, stride, padding), (0, 0)))
     g = g.astype(wide).reshape(-1, d)
     across = [x[:, :, j : j + (w - 1) * stride + 1 : stride] for j in range(n)]
     columns = jnp.concatenate(across, -1)  # [B, H + padding, W', N*C]
     rows = [columns[:, i : i + (h - 1) * stride + 1 : stride].reshape(-1, n * c) for i in range(k)]
     products = [jnp.einsum("nc,nd->cd", row, g) for row in rows]
-    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+    return jnp.stack(products).reshape(kernel.shape)

@@ -9,7 +9,8 @@ pooled size. Two forms give those four without the picture between:
           times, each moved by a pixel. It multiplies with zeros too, ((K+1)/K)^2 of the work, and is still one product.
   tiles   for many channels: Winograd's algorithm F(2x2, 3x3), which works on these tiles (research/ops/winograd.py).
 
-Only which of the four was largest is kept for the backward pass. benchmarks/ops.py prints the comparison.
+For the backward pass they keep which of the four was largest, and tiles also what they transformed, four times the
+picture that came in. benchmarks/ops.py prints the comparison.
 """
 
 from collections.abc import Sequence
@@ -76,18 +77,18 @@ def _form(x: jax.Array, kernel: jax.Array, padding: str | int) -> str:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _pooled(x: jax.Array, kernel: jax.Array, bias: jax.Array, form: str, zeros: winograd.Pads):
-    return _largest(FORMS[form][0](x, kernel, zeros)[0], bias)
+    return _largest(_FORMS[form][0](x, kernel, zeros)[0], bias)
 
 
 def _forward(x, kernel, bias, form, zeros):
-    values, kept = FORMS[form][0](x, kernel, zeros)
+    values, kept = _FORMS[form][0](x, kernel, zeros)
     return _largest(values, bias), (x, kernel, _place(values, bias), kept)
 
 
 def _backward(form, zeros, saved, g):
     x, kernel, place, kept = saved
     gradients = [jnp.where(place == i, g, 0) for i in range(4)]
-    dx, dkernel = FORMS[form][1](x, kernel, gradients, kept, zeros)
+    dx, dkernel = _FORMS[form][1](x, kernel, gradients, kept, zeros)
     seen = jnp.where(place == NOWHERE, 0, g)
     return dx, dkernel, column_sums(seen.reshape(-1, seen.shape[-1])).astype(g.dtype)
 
@@ -124,7 +125,7 @@ def _blocks(x, kernel, zeros):
     side, _, _, d = kernel.shape
     h, w = ((x.shape[1 + i] + sum(zeros[i]) - side + 1) // 2 for i in range(2))
     patches = _patches(x, side, zeros, h, w)
-    y = (patches.reshape(-1, patches.shape[-1]) @ _widened(kernel)).reshape(-1, h, w, 4 * d)
+    y = (patches.reshape(-1, patches.shape[-1]) @ _four_times(kernel)).reshape(-1, h, w, 4 * d)
     return [y[..., i * d : (i + 1) * d] for i in range(4)], None
 
 
@@ -137,11 +138,11 @@ def _blocks_backward(x, kernel, gradients, _, zeros):
     moved = wide.reshape(side + 1, side + 1, c, 2, 2, d)
     dkernel = sum(moved[i : i + side, j : j + side, :, i, j] for i in range(2) for j in range(2))
     _, to_x = jax.vjp(lambda x: _patches(x, side, zeros, h, w), x)
-    (dx,) = to_x((g @ _widened(kernel).T).reshape(patches.shape))
+    (dx,) = to_x((g @ _four_times(kernel).T).reshape(patches.shape))
     return dx, dkernel
 
 
-FORMS = {"blocks": (_blocks, _blocks_backward), "tiles": (_tiles, _tiles_backward)}
+_FORMS = {"blocks": (_blocks, _blocks_backward), "tiles": (_tiles, _tiles_backward)}
 
 
 def _patches(x: jax.Array, side: int, zeros: winograd.Pads, h: int, w: int) -> jax.Array:
@@ -158,7 +159,7 @@ def _patches(x: jax.Array, side: int, zeros: winograd.Pads, h: int, w: int) -> j
     return jnp.concatenate(shifted, -1)
 
 
-def _widened(kernel: jax.Array) -> jax.Array:
+def _four_times(kernel: jax.Array) -> jax.Array:
     """The kernel at the four places of a window, [(K+1)^2 C, 4 D]."""
     side, _, c, d = kernel.shape
     moved = [

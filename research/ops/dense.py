@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from research.ops import platform
+from research.ops.dtypes import sums_dtype
 
 ROWS, COLUMNS = 1024, 256  # of x, from which on a transposed copy of it costs less than it saves
 
@@ -20,6 +21,9 @@ def dense(x: jax.Array, kernel: jax.Array, *, wide: bool = False) -> jax.Array:
       kernel: of x's dtype.
       wide: gives the sums as they were added up, in float32 at least, and not rounded to x's dtype. Gradients are
         products in x's dtype, as they are without.
+
+    Returns:
+      [..., E]. Large products on a CPU (`_turning_is_fast`) have no forward-mode derivative, nor has `add_bias`.
     """
     flat = x.reshape(-1, x.shape[-1])
     rounded = wide and jnp.promote_types(x.dtype, jnp.float32) != x.dtype
@@ -45,21 +49,23 @@ add_bias.defvjp(
 
 
 def column_sums(x: jax.Array) -> jax.Array:
-    """x [N, E] -> float32 [E].
+    """x [N, E] -> [E], float32 at least.
 
     On a CPU as a product with ones, which takes half the time. What x is made of is also computed once then, and not
     again for the sum and for each product that reads it too.
     """
     if not platform.on_cpu():
-        return x.astype(jnp.float32).sum(0)
+        return x.astype(sums_dtype(x.dtype)).sum(0)
     ones = jnp.ones((1, x.shape[0]), x.dtype)
-    return jnp.dot(ones, x, preferred_element_type=jnp.float32)[0]
+    return jnp.dot(ones, x, preferred_element_type=sums_dtype(x.dtype))[0]
 
 
 def _turning_is_fast(x: jax.Array) -> bool:
     """Whether `_turned` is the form for x [N, D]. With several devices a sum over them would stand in a branch."""
-    large = x.shape[0] >= ROWS and x.shape[1] >= COLUMNS
-    return platform.on_cpu() and jax.device_count() == 1 and x.dtype == jnp.float32 and large
+    if not platform.on_cpu() or platform.is_portable() or jax.device_count() > 1:
+        return False
+    known = isinstance(x.shape[0], int)  # left open, in a program that only predicts
+    return known and x.dtype == jnp.float32 and x.shape[0] >= ROWS and x.shape[1] >= COLUMNS
 
 
 @jax.custom_vjp
@@ -80,7 +86,7 @@ def _turned_backward(saved, g):
         return jax.lax.optimization_barrier(x.T) @ g
 
     either = kernel[0, 0] > 0  # known to no compiler, and the same for all examples of a `vmap`
-    return g @ kernel.T, jax.lax.cond(either, product, lambda *given: product(*given), x, g)
+    return g @ kernel.T, jax.lax.cond(either, product, product, x, g)
 
 
 _turned.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _turned_backward)

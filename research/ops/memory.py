@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Tells glibc's malloc to keep freed memory in the process instead of returning it to the system.
 
     XLA allocates one buffer for a whole train step's temporaries and frees it at the end. malloc would map it anew for
-    every step, and the system would clear it page by page: 28,000 page faults and 40 of the 60 ms of a small CNN's
-    step. Afterwards that step takes 30 ms. The price is memory that is not given back but by `give_back`.
+    every step, and the system would clear it page by page: 28,000 page faults and 40 of the 60 ms that a
+    small CNN's step took at first. The price is memory that is not given back but by `give_back`.
 
     Call it once, at the start, before JAX allocates. Elsewhere than on Linux with glibc nothing happens.
 

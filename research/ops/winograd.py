@@ -70,11 +70,11 @@ def by_tiles(
     """
     changes = _on_both(_from_output, tiles)
     turned = [[entry.T for entry in row] for row in _transformed(kernel)]
-    dx = overlapped(_on_both(_to_input, _multiplied(changes, turned)), shape, pads)
+    dx = _overlapped(_on_both(_to_input, _multiplied(changes, turned)), shape, pads)
     return dx, _kernel_of(inputs, changes)
 
 
-def overlapped(entries: Entries, shape: tuple[int, ...], pads: Pads) -> jax.Array:
+def _overlapped(entries: Entries, shape: tuple[int, ...], pads: Pads) -> jax.Array:
     """Adds tiles of 4x4 where they lie, two pixels apart: [4][4] of [B, h, w, C] -> x's shape, [B, H, W, C]."""
 
     def pixels(down: int, across: int) -> jax.Array:  # of one of the four places in 2x2 pixels

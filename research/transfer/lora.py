@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 
 from research.errors import UserErrors, nearest
+from research.ops.pool import max_pool
 from research.task import Params, Task
 from research.transfer import lora_layers
 
@@ -159,7 +160,7 @@ def _interceptor(lora: Any) -> Callable:
     def intercept(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         nonlocal keys
         module, method = context.module, context.method_name
-        if inside or method not in ("__call__", "attend"):
+        if inside or method not in ("__call__", "attend", "relu_pooled"):
             return next_fun(*args, **kwargs)
         if not module.path:  # the model
             keys = kwargs.get("keys") if kwargs.get("train") else None
@@ -167,6 +168,8 @@ def _interceptor(lora: Any) -> Callable:
         if kind is None or not _chosen(lora, "/".join(module.path), lora_layers.KERNELS[kind]):
             return next_fun(*args, **kwargs)
         (x,) = (*args, *kwargs.values())  # these layers take one argument
+        if method == "relu_pooled":  # an adapter stands between the convolution and relu
+            return max_pool(nn.relu(module(x)))
         if method == "attend":
             return lora_layers.attend(module, lora, next_fun, x)
         return lora_layers.call(kind, module, lora, next_fun, x, keys, alone)

@@ -32,17 +32,24 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = glorot
     dtype: Any = jnp.float32
-    pooled: bool = False  # followed by relu and 2x2 max-pool, which are faster in one; with bias, without stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self._computed(x, pooled=False)
+
+    def relu_pooled(self, x: jax.Array) -> jax.Array:
+        """Relu and 2x2 max-pool of it, [B, H' // 2, W' // 2, features], which are faster in one."""
+        assert self.use_bias and self.stride == 1
+        return self._computed(x, pooled=True)
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def _computed(self, x: jax.Array, *, pooled: bool) -> jax.Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             bias = bias.astype(self.dtype)
-        if self.pooled:
+        if pooled:
             return conv_relu_pool(x, kernel, bias, padding=self.padding)
         y = conv2d(x, kernel, stride=self.stride, padding=self.padding)
         return ops_dense.add_bias(y, bias) if self.use_bias else y

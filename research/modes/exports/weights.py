@@ -77,7 +77,7 @@ def _with_length(files: dict[str, str], options: dict[str, Any]) -> dict[str, st
     from research.transfer.hf.options import DEFAULTS
 
     config = json.loads(files[CONFIG])
-    if config.get("model_max_length", UNLIMITED) < UNLIMITED:
+    if (config.get("model_max_length") or UNLIMITED) < UNLIMITED:
         return files
     given = DEFAULTS | options
     longest = given["context"] - given["position_offset"] * (given["position"] == "learned")
