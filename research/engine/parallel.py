@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from research.data import cache
 from research.errors import UserError
-from research.ops.memory import give_back, keep_freed_memory
+from research.ops.memory import keep_freed_memory, settle
 
 AXIS = "data"
 MOST_COMPILED = 4 << 30  # bytes of compiled programs that are kept
@@ -52,7 +52,8 @@ class Parallel(NamedTuple):
 def compiled(lowered: Any) -> Any:
     """Returns the compiled form of a step; what compiling took of memory goes back to the system."""
     step = lowered.compile()
-    give_back()
+    analysis = step.memory_analysis()
+    settle(analysis.temp_size_in_bytes if analysis is not None else 0)
     return step
 
 
