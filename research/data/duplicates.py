@@ -12,6 +12,7 @@ pictures: no pair is missed, and what the hash lets through is then measured on 
 """
 
 import hashlib
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -55,19 +56,24 @@ def digests(images: np.ndarray) -> np.ndarray:
 
 def is_blank(images: np.ndarray) -> np.ndarray:
     """Returns bool [N]: every channel has one value only."""
-    found = [
-        (block.min((1, 2)) == block.max((1, 2))).all(-1)
-        for block in (images[i : i + _BLOCK] for i in range(0, len(images), _BLOCK))
-    ]
-    return np.concatenate(found) if found else np.zeros(0, bool)
+    size, channels = math.prod(images.shape[1:3]), images.shape[-1]
+    found = [np.zeros(0, bool)]
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK].reshape(-1, size, channels)
+        found.append((block == block[:, :1]).all((1, 2)))
+    return np.concatenate(found)
 
 
 def exact_groups(digest: np.ndarray) -> list[np.ndarray]:
     """Returns the positions of each picture that is there more than once, [K] each, K >= 2, ascending."""
-    high, low = np.ascontiguousarray(digest).view("<u8").T
-    order = np.lexsort((low, high))  # stable: what is equal stays ascending
-    high, low = high[order], low[order]
-    same = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
+    return equal_rows(np.ascontiguousarray(digest).view("<u8"))
+
+
+def equal_rows(rows: np.ndarray) -> list[np.ndarray]:
+    """Returns the positions of each row of [N, C] numbers that is there more than once, as `exact_groups`."""
+    order = np.lexsort(rows.T[::-1])  # stable: what is equal stays ascending
+    ordered = rows[order]
+    same = (ordered[1:] == ordered[:-1]).all(1)
     # A group begins where a run of `same` does, and has one member more.
     edges = np.flatnonzero(np.diff(same, prepend=False, append=False))
     return [order[a : b + 1] for a, b in edges.reshape(-1, 2).tolist()]
