@@ -12,6 +12,7 @@ pictures: no pair is missed, and what the hash lets through is then measured on 
 """
 
 import hashlib
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -47,31 +48,35 @@ def find(images: np.ndarray) -> Findings:
 
 def digests(images: np.ndarray) -> np.ndarray:
     """Returns a digest of each picture's pixels, uint8 [N, 16]: equal digests, equal pictures."""
-    hashed = (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
+    hashed = (
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in np.asarray(images)
+    )
     return np.frombuffer(b"".join(hashed), np.uint8).reshape(len(images), 16)
 
 
 def is_blank(images: np.ndarray) -> np.ndarray:
     """Returns bool [N]: every channel has one value only."""
-    found = [
-        (block.min((1, 2)) == block.max((1, 2))).all(-1)
-        for block in (images[i : i + _BLOCK] for i in range(0, len(images), _BLOCK))
-    ]
-    return np.concatenate(found) if found else np.zeros(0, bool)
+    size, channels = math.prod(images.shape[1:3]), images.shape[-1]
+    found = [np.zeros(0, bool)]
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK].reshape(-1, size, channels)
+        found.append((block == block[:, :1]).all((1, 2)))
+    return np.concatenate(found)
 
 
 def exact_groups(digest: np.ndarray) -> list[np.ndarray]:
     """Returns the positions of each picture that is there more than once, [K] each, K >= 2, ascending."""
-    if not len(digest):
-        return []
-    _, numbers, counts = np.unique(_rows(digest), return_inverse=True, return_counts=True)
-    order = np.argsort(numbers, kind="stable")
-    return [group for group in np.split(order, np.cumsum(counts)[:-1]) if len(group) > 1]
+    return equal_rows(np.ascontiguousarray(digest).view("<u8"))
 
 
-def _rows(digest: np.ndarray) -> np.ndarray:
-    """One comparable value for each row of uint8 [N, 16]."""
-    return np.ascontiguousarray(digest).view([("high", "<u8"), ("low", "<u8")]).ravel()
+def equal_rows(rows: np.ndarray) -> list[np.ndarray]:
+    """Returns the positions of each row of [N, C] numbers that is there more than once, as `exact_groups`."""
+    order = np.lexsort(rows.T[::-1])  # stable: what is equal stays ascending
+    ordered = rows[order]
+    same = (ordered[1:] == ordered[:-1]).all(1)
+    # A group begins where a run of `same` does, and has one member more.
+    edges = np.flatnonzero(np.diff(same, prepend=False, append=False))
+    return [order[a : b + 1] for a, b in edges.reshape(-1, 2).tolist()]
 
 
 def near_pairs(
@@ -91,7 +96,11 @@ def near_pairs(
     axis = hashes.var(0).argmax()
     order = np.argsort(hashes[:, axis], kind="stable")
     hashes, order = hashes[order], rows[order]
-    squares, line = (hashes**2).sum(1), hashes[:, axis]
+    squares, line = (hashes**2).sum(1, keepdims=True), hashes[:, axis]
+    # |a - b|^2 = a.a - 2 a.b + b.b as one product, so that each block of distances is written once.
+    ones = np.ones_like(squares)
+    here = np.concatenate([hashes * -2, squares, ones], 1)
+    there = np.concatenate([hashes, ones, squares], 1)
     # Rounding must not lose a pair whose distance lies on the edge.
     reach = near + 1e-3
     found, distances = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
@@ -102,11 +111,8 @@ def near_pairs(
         end = np.searchsorted(line, line[stop - 1] + reach, side="right")
         for left in range(start, end, 2 * _BLOCK):
             right = min(left + 2 * _BLOCK, end)
-            distance = hashes[start:stop] @ hashes[left:right].T
-            distance *= -2
-            distance += squares[start:stop, None]
-            distance += squares[None, left:right]
-            a, b = np.nonzero(distance < reach**2)
+            close_by = (here[start:stop] @ there[left:right].T) < reach**2
+            a, b = np.divmod(np.flatnonzero(close_by), right - left)  # far faster than np.nonzero
             a, b = a + start, b + left
             close = order[np.stack([a[a < b], b[a < b]], 1)]
             measured = _distances(images, close)

@@ -1,13 +1,11 @@
-"""Pictures as tensorflow-datasets record files (ArrayRecord), and as the memory-mapped arrays made from them.
+"""Pictures as tensorflow-datasets record files (ArrayRecord), for the loader that reads them one by one.
 
 TFDS builds, describes and reads the records without TensorFlow, because pictures are plain uint8
-tensors. This module is imported when something is built or read record by record, never to map arrays
-that exist: importing TFDS takes half a second.
+tensors. This module is imported where records are read, never to map arrays: importing TFDS takes half a second.
 """
 
 import contextlib
 import io
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,100 +14,48 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from research.data.pictures import fit
-from research.data.source import Example, Opened, Problem, Progress, in_order
-from research.errors import UserErrors
-
-_AT_ONCE = 2**24  # bytes of pictures read by one request
-
-
-def write_records(folder: Path, opened: Opened, what: str) -> list[Problem]:
-    """Reads a source and writes what can be read as ArrayRecord files under `folder`/records.
-
-    Returns:
-      What could not be read.
-
-    Raises:
-      UserErrors: nothing of some part could be read.
-    """
-    problems: list[Problem] = []
-    progress = Progress(f"reading {what}", sum(opened.sizes.values()))
-    builder = Pictures(
-        opened, problems, progress, data_dir=str(folder / "records"), file_format="array_record"
-    )
-    with _quiet():
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
-    progress.close()
-    return problems
-
-
-def write_arrays(folder: Path, opened: Opened, problems: list[Problem]) -> None:
-    """Reads the records once and writes images.npy, labels.npy, keys.npy, groups.npy and meta.json."""
-    info, source = _open(folder)
-    total = len(source)
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", "w+", np.uint8, (total, *opened.shape)
-    )
-    labels, keys, groups = np.empty(total, np.int32), [], []
-    progress = Progress("mapping", total)
-    # Many in one request: each costs as much as reading a hundred small pictures.
-    block = int(np.clip(_AT_ONCE // np.prod(opened.shape), 1, 1024))
-    for start in range(0, total, block):
-        numbers = range(start, min(start + block, total))
-        for i, record in zip(numbers, source.__getitems__(list(numbers)), strict=True):
-            images[i], labels[i] = record["image"], record["label"]
-            keys.append(record["key"].decode())
-            groups.append(record["group"].decode())
-        progress.step(len(numbers))
-    progress.close()
-    images.flush()
-    np.save(folder / "labels.npy", labels)
-    np.save(folder / "keys.npy", np.array(keys))
-    np.save(folder / "groups.npy", np.array(groups))
-    meta = {
-        "class_names": opened.class_names,
-        "sizes": {part: info.splits[part].num_examples for part in in_order(info.splits)},
-        "problems": [problem._asdict() for problem in problems],
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
+from research.data import cache
+from research.data.arrays import load_arrays
+from research.data.source import Progress, in_order
 
 
 def open_records(folder: Path) -> Any:
     """Returns the records as a random-access source of dict(image uint8 [H, W, C], label int, key and group bytes).
 
-    Record i is picture i of `Store.images`.
+    Record i is picture i of the folder's arrays, from which the records are written the first time.
     """
-    return _open(folder)[1]
+    records = cache.built(folder / "records", lambda temporary: _write(temporary, folder))
+    builder = tfds.builder_from_directory(str(records / Pictures.name / str(Pictures.VERSION)))
+    return builder.as_data_source("+".join(in_order(builder.info.splits)))
 
 
-def _open(folder: Path) -> tuple[Any, Any]:
-    builder = tfds.builder_from_directory(
-        str(folder / "records" / Pictures.name / str(Pictures.VERSION))
-    )
-    return builder.info, builder.as_data_source("+".join(in_order(builder.info.splits)))
+def _write(folder: Path, arrays: Path) -> None:
+    builder = Pictures(arrays, data_dir=str(folder), file_format="array_record")
+    with _quiet():
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+    builder.progress.close()
 
 
 with tfds.core.registered.skip_registration():  # it is no data set of the catalog
 
     class Pictures(tfds.core.GeneratorBasedBuilder):
-        """Any `Opened` source as a TFDS data set: image, label, key, group, in the source's order."""
+        """The arrays of a folder as a TFDS data set: image, label, key, group, in their order."""
 
         name = "pictures"
         VERSION = tfds.core.Version("1.1.0")
         code_path = None  # beside which TFDS would look for checksums of downloads; there are none
 
-        def __init__(
-            self, opened: Opened, problems: list[Problem], progress: Progress, **kwargs: Any
-        ):
-            self._opened, self._problems, self._progress = opened, problems, progress
+        def __init__(self, folder: Path, **kwargs: Any):
+            self._meta, self._arrays = load_arrays(folder)
+            self.progress = Progress("recording", len(self._arrays["labels"]))
             super().__init__(**kwargs)
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = {
                 "image": tfds.features.Tensor(
-                    shape=self._opened.shape, dtype=np.uint8, encoding="bytes"
+                    shape=self._arrays["images"].shape[1:], dtype=np.uint8, encoding="bytes"
                 ),
                 "label": tfds.features.Scalar(np.int64),
                 "key": tfds.features.Text(),
@@ -121,29 +67,17 @@ with tfds.core.registered.skip_registration():  # it is no data set of the catal
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-            return {
-                part: self._generate_examples(part)
-                for part in in_order(self._opened.sizes)
-                if self._opened.sizes[part]
-            }
+            sizes, start, made = self._meta["sizes"], 0, {}
+            for part in in_order(sizes):
+                made[part] = self._generate_examples(start, start + sizes[part])
+                start += sizes[part]
+            return made
 
-        def _generate_examples(self, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
-            written = 0
-            for item in self._opened.read(part):
-                self._progress.step()
-                if isinstance(item, Example):
-                    image = fit(item.picture, *self._opened.shape)
-                    record = {"image": image, "label": item.label}
-                    yield written, record | {"key": item.key, "group": item.group}
-                    written += 1
-                else:
-                    self._problems.append(item)
-            if not written:
-                lines = [problem.detail for problem in self._problems]
-                last = (
-                    f"{len(lines)} pictures of the {part} part: none of them can be read; mend them"
-                )
-                raise UserErrors([*lines[:10], last])
+        def _generate_examples(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
+            columns = {"image": "images", "label": "labels", "key": "keys", "group": "groups"}
+            for i in range(start, stop):
+                self.progress.step()
+                yield i - start, {name: self._arrays[of][i] for name, of in columns.items()}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,16 +23,17 @@ PARTS = (
     "test",
 )  # the splits that a source may bring along, beside 'test_NAME'
 PARTS_WORDS = f"{', '.join(PARTS)} or test_NAME"  # for messages
+_BLOCK = 4096  # pictures of an array handed over at once
 _FURTHER_TEST = re.compile(r"test_[A-Za-z0-9_]+")
 
 
-class Example(NamedTuple):
-    """A picture that could be read."""
+class Examples(NamedTuple):
+    """A block of K pictures of one size that could be read; K may be 1."""
 
-    key: str  # its name, unique in the source: a relative path, or 'train/00017'
-    label: int
-    picture: np.ndarray  # uint8 [H, W, C]
-    group: str = ""  # pictures of one group never lie in different splits; '' is none
+    keys: Sequence[str]  # names, unique in the source: a relative path, or 'train/00017'
+    labels: Sequence[int] | np.ndarray
+    pictures: np.ndarray  # uint8 [K, H, W, C]
+    groups: Sequence[str]  # pictures of one group never lie in different splits; '' is none
 
 
 class Problem(NamedTuple):
@@ -53,7 +54,7 @@ class Opened(NamedTuple):
         str, int
     ]  # how many examples each part has; a source without splits of its own has only 'train'
     read: Callable[
-        [str], Iterator[Example | Problem]
+        [str], Iterator[Examples | Problem]
     ]  # part -> its examples, always in the same order
 
 
@@ -91,9 +92,12 @@ def from_arrays(
 ) -> Opened:
     """Returns a source that is already in memory: part -> (pictures uint8 [N, H, W, C], labels [N])."""
 
-    def read(part: str) -> Iterator[Example]:
-        for i, (picture, label) in enumerate(zip(*parts[part], strict=True)):
-            yield Example(f"{part}/{i:05d}", int(label), picture)
+    def read(part: str) -> Iterator[Examples]:
+        pictures, labels = parts[part]
+        for start in range(0, len(labels), _BLOCK):
+            block = labels[start : start + _BLOCK]
+            keys = [f"{part}/{i:05d}" for i in range(start, start + len(block))]
+            yield Examples(keys, block, pictures[start : start + _BLOCK], [""] * len(block))
 
     return Opened(
         class_names, shape, {part: len(labels) for part, (_, labels) in parts.items()}, read

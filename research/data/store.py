@@ -3,8 +3,8 @@
     store = prepare(config.data)
     store.images[store.splits["train"][:10]]  # uint8 [10, H, W, C]
 
-The folder SOURCE-<hash> of the cache (see prepared.py) holds TFDS records, the arrays made from them, digests and
-near duplicates; the shape of the pictures is part of its name. Below it lie the splits.
+The folder SOURCE-<hash> of the cache (see prepared.py) holds the pictures as arrays, digests and near duplicates;
+the shape of the pictures is part of its name. Below it lie the splits, and TFDS records once they were asked for.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.data import clean, prepared
+from research.data.arrays import load_arrays, write_arrays
 from research.data.duplicates import Findings, find
 from research.data.source import Source, in_order
 from research.errors import UserErrors
@@ -75,7 +76,7 @@ def record_source(data) -> Any:
 
     Record i is dict(image uint8 [H, W, C], label int, key and group bytes) of picture i of `Store.images`.
     """
-    from research.data.records import open_records
+    from research.data.records import open_records  # TFDS is imported only where records are read
 
     return open_records(_built(data)[1])
 
@@ -97,23 +98,14 @@ def _built(data) -> tuple[Source, Path]:
 
 
 def _write_source(folder: Path, source: Source) -> None:
-    from research.data.records import write_arrays, write_records  # TFDS is imported only to build
-
-    opened = source.open()
-    problems = write_records(folder, opened, source.name)
-    write_arrays(folder, opened, problems)
+    write_arrays(folder, source.open(), source.name)
     findings = find(np.load(folder / "images.npy", mmap_mode="r"))
     np.savez(folder / "findings.npz", **findings._asdict())
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with prepared.reading(folder):
-        meta = json.loads((folder / "meta.json").read_text())
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r")
-            for name in ("images", "labels", "keys", "groups")
-        }
-        arrays |= {name: np.asarray(arrays[name]) for name in ("labels", "keys", "groups")}
+        meta, arrays = load_arrays(folder)
         with np.load(folder / "findings.npz") as findings:
             return meta, arrays | dict(findings)
 

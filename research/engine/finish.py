@@ -59,11 +59,13 @@ def final_figures(
     parallel: Parallel,
     state: TrainState,
     predict: Callable | None = None,
+    validated: dict[str, Any] | None = None,
 ) -> tuple[dict[str, float], list[Section]]:
     """Measures a trained state, which is on devices, on the tests and the validation split.
 
     Args:
       predict: `task.predict` as it is compiled already, if it is.
+      validated: what it says of the validation split, if that is known already.
 
     Returns:
       Figures as 'test/accuracy', and what the task has to say of its predictions on every test, or else on validation.
@@ -73,7 +75,8 @@ def final_figures(
     predict = predict or parallel.map(task.predict)
     tests = [split for split in in_order(task.data.sizes) if is_test(split)]
     for split in [*tests, "validation"] if "validation" in task.data.sizes else tests:
-        outputs = predict_split(config, task, parallel, predict, state, split)
+        known = validated if split == "validation" else None
+        outputs = known or predict_split(config, task, parallel, predict, state, split)
         figures |= {f"{split}/{name}": value for name, value in task.measure(outputs, True).items()}
         if is_test(split) or not tests:
             sections += task.describe(outputs, split)
@@ -87,12 +90,12 @@ def finish(
     state = trained.state
     assert state is not None
     last = parallel.take_state(state)
-    step = trained.step
+    step, validated = trained.step, trained.validated
     if config.eval.final == "best" and trained.best and trained.best["step"] != step:
         restored = restore_final(config, workdir, task, parallel, report=writer.say)
-        state, step = parallel.put_state(restored.state), restored.step
+        state, step, validated = parallel.put_state(restored.state), restored.step, None
         writer.say(f"the final figures are of step {step:,}, the best by {config.checkpoint.best}")
-    figures, sections = final_figures(config, task, parallel, state, trained.predict)
+    figures, sections = final_figures(config, task, parallel, state, trained.predict, validated)
     for split in filter(is_test, in_order(task.data.sizes)):
         head = f"{split}/"
         tested = {k.removeprefix(head): v for k, v in figures.items() if k.startswith(head)}

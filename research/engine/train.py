@@ -46,6 +46,9 @@ class Trained(NamedTuple):
     clock: Clock
     units: Durations  # by the pace that was measured, if one was
     predict: Callable | None = None  # compiled; None where `task.predict` itself never was
+    validated: dict[str, Any] | None = (
+        None  # what it said of the validation split after the last step
+    )
 
 
 def train(
@@ -165,6 +168,7 @@ def _train(
         checkpoints.save(step, host, meta, best=best["step"] if best else None)
 
     step = first
+    outputs: dict[str, Any] | None = None  # of the newest evaluation
     waited = 0.0
     stopping = False
     try:
@@ -234,8 +238,9 @@ def _train(
             f"{stop.signal}: saved at step {step:,} of {plan.total:,}; the same command goes on"
         )
         return Trained(EXIT_CODE, step, None, best, clock, units)
-    same = program.task.predict is task.predict and program.task.data is task.data
-    return Trained(0, step, state, best, clock, units, compiled.predict if same else None)
+    if program.task.predict is not task.predict or program.task.data is not task.data:
+        return Trained(0, step, state, best, clock, units)
+    return Trained(0, step, state, best, clock, units, compiled.predict, outputs)
 
 
 def _due(step: int, every: int) -> bool:

@@ -87,11 +87,9 @@ def group_sums(counts: np.ndarray, groups: np.ndarray, size: int, values=1.0) ->
 
     Costs R * N operations whatever the number of groups, so a thousand classes are no trouble.
     """
-    from scipy import sparse  # late: a plain import of the module stays cheap
-
-    n = len(groups)
-    data = np.broadcast_to(np.asarray(values, np.float64), (n,))
-    return (sparse.csr_array((data, (groups, np.arange(n))), shape=(size, n)) @ counts.T).T
+    groups = np.asarray(groups, np.intp)
+    sums = [np.bincount(groups, weights=row * values, minlength=size) for row in counts]
+    return np.stack(sums, axis=1).T  # groups apart in memory: sums over them add in their order
 
 
 def _counts(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:

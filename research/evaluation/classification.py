@@ -1,6 +1,7 @@
 """Metrics of classification: one class among C for each of N examples."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,16 +55,19 @@ def full(
         interval of the metrics of `quick`, 'f1_macro' and 'calibration_error'. The interval
         of a calibration error near 0 lies too high: resampling adds noise, which only adds error.
     """
-    from sklearn.metrics import precision_recall_fscore_support
-
     values = _values(logits, labels, losses, top_k)
     predictions = np.argmax(logits, axis=-1)
     metrics = {name: float(np.mean(v)) for name, v in values.items()}
+    hits, called, support = _counts(logits, labels)
+    occurs = called + support > 0
     for average in ("macro", "micro", "weighted"):
-        scores = precision_recall_fscore_support(
-            labels, predictions, average=average, zero_division=0
-        )
-        for name, score in zip(("precision", "recall", "f1"), scores[:3], strict=True):
+        if average == "micro":
+            scores = _scores(hits.sum(), called.sum(), support.sum())
+        else:
+            weights = support[occurs] if average == "weighted" else None
+            each = _scores(hits, called, support)
+            scores = [np.average(score[occurs], weights=weights) for score in each]
+        for name, score in zip(("precision", "recall", "f1"), scores, strict=True):
             metrics[f"{name}_{average}"] = float(score)
     metrics["calibration_error"] = calibration_error(logits, labels)
     if resamples:
@@ -80,14 +84,12 @@ def per_class(
     logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> list[tuple[str, int, float, float, float]]:
     """One row a class: (name, support, precision, recall, F1); 0 where nothing divides."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, np.argmax(logits, axis=-1), labels=range(len(class_names)), zero_division=0
-    )
+    hits, called, support = _counts(logits, labels)
     return [
         (str(name), int(n), float(p), float(r), float(f))
-        for name, n, p, r, f in zip(class_names, support, precision, recall, f1, strict=True)
+        for name, n, p, r, f in zip(
+            class_names, support, *_scores(hits, called, support), strict=True
+        )
     ]
 
 
@@ -108,6 +110,18 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
     return float(_calibration(logits, labels)(np.ones((1, len(labels))))[0])
+
+
+def _counts(logits, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each class how often it was rightly named, how often named, and how often it occurs: int64 [C] each."""
+    matrix = confusion(logits, labels)
+    return matrix.diagonal(), matrix.sum(0), matrix.sum(1)
+
+
+def _scores(hits, called, support) -> list[Any]:
+    """Precision, recall and F1, float64 [...] each, 0 where nothing divides."""
+    whole = (called, support, called + support)
+    return [n * hits / np.maximum(w, 1) for n, w in zip((1, 1, 2), whole, strict=True)]
 
 
 def _values(logits, labels, losses, top_k) -> dict[str, np.ndarray]:

@@ -106,8 +106,8 @@ def with_option(monkeypatch):
             found = source.open()
 
             def read(part):
-                for example in found.read(part):
-                    yield example._replace(picture=255 - example.picture) if invert else example
+                for block in found.read(part):
+                    yield block._replace(pictures=255 - block.pictures) if invert else block
 
             return found._replace(read=read)
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,19 @@ def test_the_records_are_the_pictures_in_the_same_order(data_config, pictures):
     for i in range(40):
         np.testing.assert_array_equal(records[i]["image"], got.images[i])
         assert records[i]["label"] == got.labels[i] and records[i]["key"].decode() == got.keys[i]
+
+
+def test_records_are_written_once_and_only_where_they_are_read(data_config, pictures):
+    data = data_config("folder", path=str(pictures("a", range(40))))
+    store.prepare(data)
+    assert not list(Path(data.cache_dir).rglob("*array_record*"))
+    store.record_source(data)
+    written = {
+        path: path.stat().st_mtime_ns for path in Path(data.cache_dir).rglob("*array_record*")
+    }
+    assert written
+    store.record_source(data)
+    assert written == {path: path.stat().st_mtime_ns for path in written}
 
 
 def test_fingerprints_do_not_hang_on_the_order_of_creation_or_the_place(data_config, pictures):

@@ -1,6 +1,8 @@
 """Metrics against scikit-learn's, and against loops written from the definitions."""
 
 import math
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -134,3 +136,18 @@ def test_full_is_fast_enough_for_a_usual_test_set():
     start = time.perf_counter()
     classification.full(logits, labels, losses)
     assert time.perf_counter() - start < 5  # 0.35 s on an idle core
+
+
+def test_the_figures_need_neither_scikit_learn_nor_scipy():
+    """Importing them takes longer than the whole end of a run."""
+    code = """
+import sys
+import numpy as np
+from research.evaluation import classification
+logits, labels = np.eye(4)[[0, 1, 2, 3, 3]], np.array([0, 1, 2, 3, 0])
+classification.full(logits, labels, np.ones(5))
+classification.per_class(logits, labels, "abcd")
+print([name for name in ("sklearn", "scipy") if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from research.data.emoji_groups import group_of
-from research.data.source import Example, Opened, Problem, Source, stamp, wanted_shape
+from research.data.source import Examples, Opened, Problem, Source, stamp, wanted_shape
 from research.errors import UserError, UserErrors, nearest
 
 VERSION = "1"
@@ -236,12 +236,12 @@ def _open(data, parts: dict[str, list[Package]], colour, variants: bool) -> Open
             # Of 'test_vendor' nothing is cut; with groups, it could draw nothing that train draws.
             pictures[part] += _pictures(package, content, variants, grouped=part == "train")
 
-    def read(part: str) -> Iterator[Example | Problem]:
+    def read(part: str) -> Iterator[Examples | Problem]:
         for picture in pictures[part]:
             vendor, _, image = picture.key.partition("/")
             try:
                 pixels = _laid_on(contents[vendor][f"img/{vendor}/64/{image}"], colour)
-                yield Example(picture.key, picture.label, pixels, picture.group)
+                yield Examples([picture.key], [picture.label], pixels[None], [picture.group])
             except (KeyError, OSError, ValueError, SyntaxError) as error:
                 reason = "is missing" if isinstance(error, KeyError) else f"is no PNG ({error})"
                 detail = f"{picture.key}: {reason}, though emoji.json names it"

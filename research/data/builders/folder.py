@@ -21,7 +21,7 @@ from pathlib import Path
 from research.data.layout import Entry, Kind, Listing, check_names, given_path, list_folder
 from research.data.pictures import SUFFIXES, PictureError, is_colour, picture
 from research.data.source import (
-    Example,
+    Examples,
     Opened,
     Problem,
     Source,
@@ -65,13 +65,14 @@ def _open(listing: Listing, data) -> Opened:
     colour = data.channels or (3 if any(is_colour(entry.path) for entry in everything) else 1)
     shape = wanted_shape(data, (_SIZE, _SIZE, colour))
 
-    def read_one(entry: Entry) -> Example | Problem:
+    def read_one(entry: Entry) -> Examples | Problem:
         try:
-            return Example(entry.key, entry.label, picture(entry.path, *shape), entry.group)
+            pixels = picture(entry.path, *shape)[None]
+            return Examples([entry.key], [entry.label], pixels, [entry.group])
         except PictureError as error:
             return Problem(error.kind, entry.key, str(error), entry.label)
 
-    def read(part: str) -> Iterator[Example | Problem]:
+    def read(part: str) -> Iterator[Examples | Problem]:
         entries = listing.parts[part]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from research.data import cache
-from research.data.source import PARTS, Example, Opened, Source, stamp, wanted_shape
+from research.data.source import PARTS, Examples, Opened, Source, stamp, wanted_shape
 from research.data.text.source import TextSource
 from research.data.text.tfds import read_copy
 from research.errors import UserError, nearest
@@ -139,7 +139,7 @@ def _open(folder: Path, name: str, data) -> Opened:
     own = (height or _SIZE, width or _SIZE, min(channels or 3, 3))
     classes = _class_names(builder, features[label], label, sizes)
 
-    def read(part: str) -> Iterator[Example]:
+    def read(part: str) -> Iterator[Examples]:
         for i, record in enumerate(builder.as_data_source(part)):
             number = int(record[label])
             if not 0 <= number < len(classes):
@@ -147,9 +147,8 @@ def _open(folder: Path, name: str, data) -> Opened:
                 raise UserError(
                     f"{folder}: label {number} in {part} record {i}, of {len(classes)} classes; {mend}"
                 )
-            yield Example(
-                f"{part}/{i:05d}", number, _pixels(record[image], f"{folder}: {part} record {i}")
-            )
+            pixels = _pixels(record[image], f"{folder}: {part} record {i}")
+            yield Examples([f"{part}/{i:05d}"], [number], pixels[None], [""])
 
     return Opened(classes, wanted_shape(data, own), sizes, read)
 
