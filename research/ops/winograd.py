@@ -13,6 +13,7 @@ error is 0.7 to 2.1 times that of a direct sum in the same precision (tests/ops/
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from research.ops.order import after
 Pads = Sequence[tuple[int, int]]  # zeros (above, below), (left, right)
 # Tiles at a time, transformed and multiplied: more do not fit the cache, and of less XLA gives a product one thread.
 PART_BYTES = 16 << 20
+FEW_CHANNELS = 64
 # Places whose products are one batch. XLA on a CPU fuses what it stacks of so many with the stack, and of more not.
 TOGETHER = 8
 Entries = list[list[jax.Array]]  # of all tiles, one array for each place in a tile
@@ -45,27 +47,26 @@ def by_input(kernel: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
 
 
 def by_kernel(x: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
-    """The gradient by the kernel, [3, 3, C, D]: the algorithm transposed, as it is linear in the kernel."""
-    h, w = _sides(x, pads)
-    parts = _parts(len(x), -(-h // 2) * -(-w // 2) * (x.shape[-1] + g.shape[-1]) * x.dtype.itemsize)
+    """The gradient by the kernel, [3, 3, C, D]: the algorithm transposed, as it is linear in the kernel.
+
+    Of few channels along the rows alone: XLA takes long for products of many terms that are 64 x 64.
+    """
+    h, w = (-(-side // 2) for side in _sides(x, pads))
+    c, d = x.shape[-1], g.shape[-1]
+    by_rows = max(c, d) <= FEW_CHANNELS
+    parts = _parts(len(x), h * w * (c + d) * x.dtype.itemsize * (2 if by_rows else 1))
+    if by_rows and parts > 1:
+        total = _summed(partial(_row_products, pads=pads), x, g, parts)
+        rows = jnp.stack(_to_kernel(total)).reshape(3, d, 3, c)
+        return rows.transpose(0, 2, 3, 1)
 
     def products(x: jax.Array, g: jax.Array) -> list[jax.Array]:
-        inputs = _on_both(_from_input, _cut(x, pads, -(-h // 2), -(-w // 2)))
+        inputs = _on_both(_from_input, _cut(x, pads, h, w))
         changes = _on_both(_from_output, _halves(g, x.shape[1:3], pads))
         pairs = zip(_stacked(inputs), _stacked(changes), strict=True)
         return [jnp.einsum("pnc,pnd->pcd", a, b) for a, b in pairs]
 
-    if parts == 1:
-        total = products(after(g, x), g)
-    else:
-        x, g = _cut_up(x, parts), _cut_up(g, parts)
-
-        def add(i: jax.Array, total: list[jax.Array]) -> list[jax.Array]:
-            more = products(_part(x, i), _part(g, i))
-            return [a + b for a, b in zip(total, more, strict=True)]
-
-        zeros = jnp.zeros((TOGETHER, x.shape[-1], g.shape[-1]), x.dtype)
-        total = lax.fori_loop(0, parts, add, [zeros] * (16 // TOGETHER))
+    total = _summed(products, x, g, parts) if parts > 1 else products(after(g, x), g)
     return jnp.stack([jnp.stack(row) for row in _on_both(_to_kernel, _apart(total))])
 
 
@@ -145,6 +146,28 @@ def _products(x: jax.Array, entries: Entries, pads: Pads, *, turned: bool = Fals
     return y.reshape(-1, h, w, d)
 
 
+def _row_products(x: jax.Array, g: jax.Array, pads: Pads) -> list[jax.Array]:
+    """Of each of the 4 rows in a tile the products with x at the kernel's 3 columns, [D, 3 * C]."""
+    h, w = _sides(x, pads)
+    x, g = _padded(x, pads, -(-h // 2) * 2, w), jnp.pad(g, ((0, 0), (0, h % 2), (0, 0), (0, 0)))
+    inputs = _from_input([x[:, i : i + h : 2] for i in range(4)])
+    changes = _from_output([g[:, i::2] for i in range(2)])
+    columns = [jnp.concatenate([row[:, :, j : j + w] for j in range(3)], -1) for row in inputs]
+    pairs = zip(changes, columns, strict=True)
+    return [jnp.einsum("nd,nc->dc", *(a.reshape(-1, a.shape[-1]) for a in pair)) for pair in pairs]
+
+
+def _summed(products: Callable, x: jax.Array, g: jax.Array, parts: int) -> list[jax.Array]:
+    """The sum of the products of x and g over equal parts of a batch, one after another."""
+    x, g = _cut_up(x, parts), _cut_up(g, parts)
+
+    def add(i: jax.Array, total: list[jax.Array]) -> list[jax.Array]:
+        return [a + b for a, b in zip(total, products(_part(x, i), _part(g, i)), strict=True)]
+
+    like = jax.eval_shape(products, x[:, 0], g[:, 0])
+    return lax.fori_loop(0, parts, add, [jnp.zeros(a.shape, a.dtype) for a in like])
+
+
 def _parts(b: int, place: int) -> int:
     """Into how many equal parts a batch is cut: as many as leave PART_BYTES to each, or one.
 
@@ -217,11 +240,16 @@ def _sides(x: jax.Array, pads: Pads) -> tuple[int, int]:
 
 def _cut(x: jax.Array, pads: Pads, h: int, w: int) -> Entries:
     """Of each of h x w tiles each of its 4x4 entries: [4][4] of [B, h, w, C]."""
-    (top, _), (left, _) = pads
-    down, across = 2 * h + 2 - x.shape[1] - top, 2 * w + 2 - x.shape[2] - left
-    edges = ((0, 0, 0), (top, down, 0), (left, across, 0), (0, 0, 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), edges)  # negative: cut off
+    x = _padded(x, pads, 2 * h, 2 * w)
     return [[x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for j in range(4)] for i in range(4)]
+
+
+def _padded(x: jax.Array, pads: Pads, h: int, w: int) -> jax.Array:
+    """With the zeros, and as much as h x w outputs take: [B, h + 2, w + 2, C]."""
+    (top, _), (left, _) = pads
+    down, across = h + 2 - x.shape[1] - top, w + 2 - x.shape[2] - left
+    edges = ((0, 0, 0), (top, down, 0), (left, across, 0), (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)  # negative: cut off
 
 
 def _halves(g: jax.Array, sides: Sequence[int], pads: Pads) -> Entries:

@@ -34,8 +34,8 @@ TILED = [
     ((2, 4, 5, 3), (3, 3, 3, 3), 2),
     ((1, 3, 3, 2), (3, 3, 2, 2), 0),
 ]
-# B, H = W, C of ResNet-18's blocks on pictures of 32x32, with fewer pictures in a batch
-BLOCKS = [(8, 16, 128), (32, 8, 256), (32, 4, 512)]
+# B, H = W, C of ResNet-18's blocks on pictures of 32x32, with fewer pictures in a batch; parts that it is cut into
+BLOCKS = [(8, 16, 64, 8), (8, 16, 128, 1), (8, 16, 128, 4), (32, 8, 256, 1), (32, 4, 512, 1)]
 
 
 def arrays(*shapes, seed=0, dtype=np.float32):
@@ -109,12 +109,14 @@ def test_gradient_against_differences():
         np.testing.assert_allclose(slope, difference, rtol=1e-7)
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("form", ["together", "one by one", "by rows"])
 @pytest.mark.parametrize(("x", "kernel", "padding"), TILED)
-def test_tiles_give_the_sum_and_its_gradients(monkeypatch, x, kernel, padding, together):
-    if not together:
+def test_tiles_give_the_sum_and_its_gradients(monkeypatch, x, kernel, padding, form):
+    if form != "together":
         monkeypatch.setattr(winograd, "PART_BYTES", 1)
-        assert winograd._parts(x[0], 8) == x[0]  # one picture after another
+        assert winograd._parts(x[0], 8) == x[0]
+    if form == "one by one":
+        monkeypatch.setattr(winograd, "FEW_CHANNELS", 0)
     # In float64, where nothing but rounding is left between the two: a wrong entry is off by about 1.
     x, kernel = arrays(x, kernel, dtype=np.float64)
     y = written_out(x, kernel, 1, padding)
@@ -137,8 +139,12 @@ def test_tiles_give_the_sum_and_its_gradients(monkeypatch, x, kernel, padding, t
         np.testing.assert_allclose(np.vdot(dx, probe), expected, atol=1e-11)
 
 
-@pytest.mark.parametrize(("b", "side", "c"), BLOCKS)
-def test_tiles_round_hardly_more_than_xla(b, side, c):
+@pytest.mark.parametrize(("b", "side", "c", "parts"), BLOCKS)
+def test_tiles_round_hardly_more_than_xla(monkeypatch, b, side, c, parts):
+    place = (side // 2) ** 2 * 2 * c * 4
+    if parts > 1:
+        monkeypatch.setattr(winograd, "PART_BYTES", b // parts * 16 * place)
+    assert winograd._parts(b, place) == parts
     x, kernel, g = arrays((b, side, side, c), (3, 3, c, c), (b, side, side, c))
     assert conv._tiles_are_fast(x, kernel, 1, "SAME")
 
