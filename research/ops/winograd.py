@@ -24,7 +24,7 @@ from research.ops.order import after
 Pads = Sequence[tuple[int, int]]  # zeros (above, below), (left, right)
 # Tiles at a time, transformed and multiplied: more do not fit the cache, and of less XLA gives a product one thread.
 PART_BYTES = 16 << 20
-FEW_CHANNELS = 64
+FEW_CHANNELS = 64  # products of many terms that are no larger take XLA too long
 # Places whose products are one batch. XLA on a CPU fuses what it stacks of so many with the stack, and of more not.
 TOGETHER = 8
 Entries = list[list[jax.Array]]  # of all tiles, one array for each place in a tile
@@ -38,27 +38,24 @@ def value(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
 def by_input(kernel: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
     """The gradient by x, from that of the value, g [B, H', W', D]: a convolution with the kernel turned around.
 
-    A kernel turned around has the same entries in another order, and so XLA transforms it once for both passes.
+    A kernel turned around has the same entries in another order. So that XLA transforms and stacks it once for both
+    passes, the tiles take that order instead.
     """
-    order = (3, 1, 2, 0)
-    entries = _transformed(kernel)
-    turned = [[entries[i][j] for j in order] for i in order]
-    return _products(g, turned, [(2 - before, 2 - after) for before, after in pads], turned=True)
+    return _products(g, _transformed(kernel), [(2 - a, 2 - b) for a, b in pads], turned=True)
 
 
 def by_kernel(x: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
     """The gradient by the kernel, [3, 3, C, D]: the algorithm transposed, as it is linear in the kernel.
 
-    Of few channels along the rows alone: XLA takes long for products of many terms that are 64 x 64.
+    In parts and of few channels along the rows alone, as products that are three times as wide.
     """
     h, w = (-(-side // 2) for side in _sides(x, pads))
     c, d = x.shape[-1], g.shape[-1]
-    by_rows = max(c, d) <= FEW_CHANNELS
-    parts = _parts(len(x), h * w * (c + d) * x.dtype.itemsize * (2 if by_rows else 1))
-    if by_rows and parts > 1:
+    # As many as in the other two passes: x and g would be written once more for other parts.
+    parts = _parts(len(x), h * w * (c + d) * x.dtype.itemsize)
+    if parts > 1 and max(c, d) <= FEW_CHANNELS:
         total = _summed(partial(_row_products, pads=pads), x, g, parts)
-        rows = jnp.stack(_to_kernel(total)).reshape(3, d, 3, c)
-        return rows.transpose(0, 2, 3, 1)
+        return jnp.stack(_to_kernel(total)).reshape(3, d, 3, c).transpose(0, 2, 3, 1)
 
     def products(x: jax.Array, g: jax.Array) -> list[jax.Array]:
         inputs = _on_both(_from_input, _cut(x, pads, h, w))
@@ -124,15 +121,15 @@ def _products(x: jax.Array, entries: Entries, pads: Pads, *, turned: bool = Fals
     down, across = -(-h // 2), -(-w // 2)
     c, d = entries[0][0].shape[:: -1 if turned else 1]
     form = "pnc,pdc->pnd" if turned else "pnc,pcd->pnd"
+    order = _turned if turned else list
     kernels = _stacked(entries)
 
     def some(x: jax.Array) -> jax.Array:
-        inputs = _stacked(_on_both(_from_input, _cut(x, pads, down, across)))
+        inputs = _stacked(order(_on_both(_from_input, _cut(x, pads, down, across))))
         products = [jnp.einsum(form, a, b) for a, b in zip(inputs, kernels, strict=True)]
-        tiles = _on_both(_to_output, _apart(products))
-        return _interleaved([[tile.reshape(-1, down, across, d) for tile in row] for row in tiles])[
-            :, :h, :w
-        ]
+        tiles = _on_both(_to_output, order(_apart(products)))
+        tiles = [[tile.reshape(-1, down, across, d) for tile in row] for row in tiles]
+        return _interleaved(tiles)[:, :h, :w]
 
     parts = _parts(len(x), down * across * (c + d) * x.dtype.itemsize)
     if parts == 1:
@@ -142,8 +139,9 @@ def _products(x: jax.Array, entries: Entries, pads: Pads, *, turned: bool = Fals
     def put(i: jax.Array, y: jax.Array) -> jax.Array:
         return lax.dynamic_update_index_in_dim(y, some(_part(x, i)), i, 1)
 
-    y = lax.fori_loop(0, parts, put, jnp.zeros((*x.shape[:2], h, w, d), x.dtype))
-    return y.reshape(-1, h, w, d)
+    # Not before x: of equal zeros XLA makes one for all layers, at the start, and copies that for each.
+    zeros = after(x, jnp.zeros((*x.shape[:2], h, w, d), x.dtype))
+    return lax.fori_loop(0, parts, put, zeros).reshape(-1, h, w, d)
 
 
 def _row_products(x: jax.Array, g: jax.Array, pads: Pads) -> list[jax.Array]:
@@ -169,12 +167,7 @@ def _summed(products: Callable, x: jax.Array, g: jax.Array, parts: int) -> list[
 
 
 def _parts(b: int, place: int) -> int:
-    """Into how many equal parts a batch is cut: as many as leave PART_BYTES to each, or one.
-
-    Args:
-      b: B.
-      place: bytes of an example for one of the 16 places in a tile, transformed and multiplied.
-    """
+    """Into how many equal parts a batch is cut, of at least PART_BYTES; `place`: bytes of an example for one place."""
     return next((n for n in range(b, 1, -1) if b % n == 0 and b // n * 16 * place >= PART_BYTES), 1)
 
 
@@ -185,6 +178,11 @@ def _cut_up(x: jax.Array, parts: int) -> jax.Array:
 
 def _part(x: jax.Array, i: jax.Array) -> jax.Array:
     return lax.dynamic_index_in_dim(x, i, 1, keepdims=False)
+
+
+def _turned(entries: Entries) -> Entries:
+    """[4][4] of a kernel or its tiles, for the kernel turned around; its own inverse."""
+    return [[entries[i][j] for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
 
 
 def _stacked(entries: Entries) -> list[jax.Array]:
