@@ -34,8 +34,8 @@ TILED = [
     ((2, 4, 5, 3), (3, 3, 3, 3), 2),
     ((1, 3, 3, 2), (3, 3, 2, 2), 0),
 ]
-# B, H = W, C of ResNet-18's blocks on pictures of 32x32, with fewer pictures in a batch
-BLOCKS = [(8, 16, 128), (32, 8, 256), (32, 4, 512)]
+# B, H = W, C of ResNet-18's blocks on pictures of 32x32, with fewer pictures in a batch; parts that it is cut into
+BLOCKS = [(8, 16, 64, 8), (8, 16, 128, 1), (8, 16, 128, 4), (32, 8, 256, 1), (32, 4, 512, 1)]
 
 
 def arrays(*shapes, seed=0, dtype=np.float32):
@@ -109,8 +109,14 @@ def test_gradient_against_differences():
         np.testing.assert_allclose(slope, difference, rtol=1e-7)
 
 
+@pytest.mark.parametrize("form", ["together", "one by one", "by rows"])
 @pytest.mark.parametrize(("x", "kernel", "padding"), TILED)
-def test_tiles_give_the_sum_and_its_gradients(x, kernel, padding):
+def test_tiles_give_the_sum_and_its_gradients(monkeypatch, x, kernel, padding, form):
+    if form != "together":
+        monkeypatch.setattr(winograd, "PART_BYTES", 1)
+        assert winograd._parts(x[0], 8) == x[0]
+    if form == "one by one":
+        monkeypatch.setattr(winograd, "FEW_CHANNELS", 0)
     # In float64, where nothing but rounding is left between the two: a wrong entry is off by about 1.
     x, kernel = arrays(x, kernel, dtype=np.float64)
     y = written_out(x, kernel, 1, padding)
@@ -133,8 +139,12 @@ def test_tiles_give_the_sum_and_its_gradients(x, kernel, padding):
         np.testing.assert_allclose(np.vdot(dx, probe), expected, atol=1e-11)
 
 
-@pytest.mark.parametrize(("b", "side", "c"), BLOCKS)
-def test_tiles_round_hardly_more_than_xla(b, side, c):
+@pytest.mark.parametrize(("b", "side", "c", "parts"), BLOCKS)
+def test_tiles_round_hardly_more_than_xla(monkeypatch, b, side, c, parts):
+    place = (side // 2) ** 2 * 2 * c * 4
+    if parts > 1:
+        monkeypatch.setattr(winograd, "PART_BYTES", b // parts * 16 * place)
+    assert winograd._parts(b, place) == parts
     x, kernel, g = arrays((b, side, side, c), (3, 3, c, c), (b, side, side, c))
     assert conv._tiles_are_fast(x, kernel, 1, "SAME")
 
@@ -155,6 +165,53 @@ def test_tiles_round_hardly_more_than_xla(b, side, c):
         # Seen: 0.7 to 2.1 times XLA's error, which depends on the order of its sums; and 5e-7 to 8e-7 of the result.
         assert errors[0] < 3 * errors[1]
         assert errors[0] < 1e-6 * np.std(truth)
+
+
+def test_parts_of_tiles_are_as_small_as_pays():
+    place = 16 * 16 * (64 + 64) * 4  # a picture of 32 x 32
+    assert winograd._parts(64, place) == 8
+    assert winograd._parts(50, place) == 5
+    assert winograd._parts(61, place) == 1  # a prime number
+    assert winograd._parts(4, place) == 1
+    assert winograd._parts(3, 100 * place) == 3
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_tiles_in_parts_over_four_devices(monkeypatch, mapped):
+    x, kernel = arrays((16, 9, 9, 64), (3, 3, 64, 64))
+    each, place = (4 if mapped else 16), 5 * 5 * (64 + 64) * 4
+    monkeypatch.setattr(winograd, "PART_BYTES", each // 2 * 16 * place)
+    assert winograd._parts(each, place) == 2
+
+    def gradients(x, k):
+        return jax.grad(lambda x, k: jnp.sum(conv.conv2d(x, k) ** 2), (0, 1))(x, k)
+
+    def plain(x, k):
+        return jax.grad(lambda x, k: jnp.sum(conv.conv2d_plain(x, k) ** 2), (0, 1))(x, k)
+
+    if mapped:
+        found = jax.pmap(gradients, in_axes=(0, None))(x.reshape(4, 4, 9, 9, 64), kernel)
+        found = found[0].reshape(x.shape), found[1].sum(0)
+    else:
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+        cut, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+        found = jax.jit(gradients, out_shardings=(cut, whole))(
+            jax.device_put(x, cut), jax.device_put(kernel, whole)
+        )
+    for one, two in zip(found, plain(x, kernel), strict=True):
+        # Sums of up to 1,296 products of sums of 576, in another order.
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=2e-5 * np.abs(two).max())
+
+
+def test_the_memory_of_tiles_does_not_grow_with_the_batch():
+    kernel = jnp.ones((3, 3, 64, 64))
+
+    def needed(batch):
+        x = jnp.ones((batch, 32, 32, 64))
+        run = jax.jit(lambda x, k: jax.vjp(conv.conv2d, x, k)[1](x))
+        return run.lower(x, kernel).compile().memory_analysis().temp_size_in_bytes - x.nbytes
+
+    assert needed(64) < 1.2 * needed(32)  # twice the tiles would be held
 
 
 def test_tiles_are_for_wide_convolutions_in_full_precision():
