@@ -1,9 +1,10 @@
 """Where the time of a train step goes: what XLA runs, how long, on how many threads.
 
     python benchmarks/hotspots.py gpt [--steps=5] [--top=25] [--work=runs/benchmarks/speed]
+    python benchmarks/hotspots.py gpt --kinds    # one row of docs/performance.md: milliseconds by kind of operation
 
 For any of the networks of benchmarks/bench.py. Layers that differ by a number count together. Operations overlap, so
-that the sum of a table may be more than a step takes by the clock.
+that the sum of a table may be more than a step takes by the clock. A loop stands with what runs in it, and is left out.
 """
 
 import argparse
@@ -23,6 +24,15 @@ from benchmarks.speed.ours import Run, product
 from benchmarks.speed.subjects import SUBJECTS, write_texts
 
 FIELDS = ("ms a step", "share", "times", "threads", "what", "where")
+KINDS = {  # by the last word of where an operation comes from, or else of what it is; the first that fits
+    "products": r"dot_general|conv_general_dilated|dot|convolution",
+    "scatter, gather": r"gather|scatter\S*|sort",
+    "copies, transpositions": r"transpose|\S*copy|concatenate|pad|slice|dynamic_\S*|reverse",
+    "sums": r"reduce_\S*|argm\S*|cumsum|reduce\S*",
+    "random bits": r"random\S*|threefry\S*|shift_\S*|xor",
+    "element by element": "",
+}
+CONTAINERS = "while", "conditional", "call"
 
 
 def main() -> None:
@@ -32,6 +42,7 @@ def main() -> None:
     options.add_argument("subject", choices=SUBJECTS)
     options.add_argument("--steps", type=int, default=5)
     options.add_argument("--top", type=int, default=25)
+    options.add_argument("--kinds", action="store_true")
     options.add_argument("--work", default="runs/benchmarks/speed")
     given = options.parse_args()
     from research.ops.memory import keep_freed_memory
@@ -54,6 +65,12 @@ def main() -> None:
         events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     found = table(events, places(run.step.as_text()), given.steps)
     gflop = 3 * subject.forward / 1e9
+    if given.kinds:
+        peak = product()["gflops"]
+        spent = {name: sum(row[0] for row in found if kind(row) == name) for name in KINDS}
+        cells = f"{clock:.1f}", *(f"{ms:.1f}" for ms in spent.values()), f"{gflop / peak * 1e3:.1f}"
+        print(f"| {given.subject} | {' | '.join(cells)} | {gflop / clock * 1e3 / peak:.2f} |")
+        return
     print(
         f"{subject.title}: {clock:.0f} ms a step by the clock, {sum(row[0] for row in found):.0f} ms in "
         f"operations; {gflop / clock:.3f} TFLOP/s of {product()['gflops'] / 1e3:.3f}"
@@ -76,7 +93,7 @@ def table(events: list[dict[str, Any]], where: dict[str, str], steps: int) -> li
     threads: dict[tuple[str, str], set] = collections.defaultdict(set)
     for event in events:
         name = event.get("args", {}).get("hlo_op")
-        if event.get("ph") != "X" or not name:
+        if event.get("ph") != "X" or not name or re.sub(r"[.\d]+$", "", name) in CONTAINERS:
             continue
         key = re.sub(r"[.\d]+$", "", name), re.sub(r"\d+", "N", where.get(name, ""))
         spent[key] += event["dur"] / 1e3 / steps
@@ -88,6 +105,13 @@ def table(events: list[dict[str, Any]], where: dict[str, str], steps: int) -> li
         for key, ms in spent.items()
     ]
     return sorted(rows, key=lambda row: -row[0])
+
+
+def kind(row: tuple) -> str:
+    """Returns which of KINDS a row of `table` belongs to."""
+    where, what = row[5].rpartition("/")[2], row[4]
+    named = [name for name, form in KINDS.items() if re.fullmatch(form, where or what)]
+    return named[0] if named else "element by element"
 
 
 def _tail(path: str) -> str:

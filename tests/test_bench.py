@@ -131,6 +131,7 @@ def test_hotspots_of_a_trace():
   %add.1 = f32[] add(%c), metadata={op_name="jit(step)/transpose(jvp(M))/norm/add_any"}
 """
     ran = (("dot.3", 1, 2000), ("dot.4", 2, 4000), ("add.1", 1, 1000), ("dot.3", 1, 2000))
+    ran += (("while.7", 1, 5000),)  # what runs in a loop is there by itself
     events = [
         {"ph": "X", "tid": tid, "dur": dur, "args": {"hlo_op": name}} for name, tid, dur in ran
     ]
@@ -139,6 +140,10 @@ def test_hotspots_of_a_trace():
     up = "jvp(M)/block_N/up/dot_general"
     assert rows[0] == (4.0, pytest.approx(8 / 9), 1.5, 2, "dot", up)
     assert rows[1][3:] == (1, "add", "backward jit(step)/transpose(jvp(M))/norm/add_any")
+    assert len(rows) == 2
+    assert [hotspots.kind(row) for row in rows] == ["products", "element by element"]
+    copied = (*rows[0][:4], "wrapped_copy", "")
+    assert hotspots.kind(copied) == "copies, transpositions"
 
 
 def test_arithmetic_of_growth():
