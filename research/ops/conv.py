@@ -87,7 +87,8 @@ def _rows_are_fast(x: tuple, kernel: tuple, stride: int) -> bool:
     if stride > 1 and c >= 64:  # XLA's, with steps in the kernel, copies both operands
         return d >= 32
     parts = _parts(x, kernel, stride)
-    return d >= 32 and (c <= 4 or (c <= 32 and parts > 0) or (c <= 64 and parts == 1))
+    few = parts == 1 or x[1] * x[2] <= 64  # pixels; more were measured in one part only
+    return d >= 32 and (c <= 4 or (c <= 32 and parts > 0) or (c <= 64 and parts > 0 and few))
 
 
 def _parts(x: tuple, kernel: tuple, stride: int) -> int:
