@@ -295,6 +295,9 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest(
     summary = json.loads((tmp_path / "summary.json").read_text())
     best = tmp_path / "checkpoints" / str(summary["best_step"])
     assert summary["evaluated_step"] == summary["best_step"] == 10 and best.is_dir()
+    assert launch(f"--workdir={tmp_path}", "--mode=evaluate") == 0
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures == {k: v for k, v in summary.items() if "/" in k} | {"step": 10}
     flip_a_bit(best)
     assert launch(f"--workdir={tmp_path}", "--mode=evaluate") == 0
     assert "is damaged" in capsys.readouterr().out

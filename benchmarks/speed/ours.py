@@ -94,12 +94,14 @@ class Run:
         """As an evaluation does it."""
         import jax
 
+        from research.engine.parallel import compiled
+
         if batch not in self.programs:
             given = self.task.data.eval_batch("validation", 0, slice(0, batch))
             assert len(given["mask"]) == batch, "the validation split is too small"
             given = self.layout.put_batch(given)
             predict = self.layout.map(self.task.predict)
-            made = predict.lower(self.state.params, self.state.model_state, given).compile()
+            made = compiled(predict.lower(self.state.params, self.state.model_state, given))
             self.programs[batch] = made, given
         program, given = self.programs[batch]
         state = self.state

@@ -8,7 +8,7 @@ import numpy as np
 
 from research.data.pictures import fit
 from research.data.source import Examples, Opened, Problem, Progress, in_order
-from research.errors import UserErrors
+from research.errors import UserError, UserErrors
 
 
 def write_arrays(folder: Path, opened: Opened, what: str) -> None:
@@ -16,6 +16,7 @@ def write_arrays(folder: Path, opened: Opened, what: str) -> None:
 
     Raises:
       UserErrors: nothing of some part could be read.
+      UserError: a block is not uint8, or not of as many pictures as labels, keys and groups.
     """
     labels = [np.zeros(0, np.int32)]
     keys: list[str] = []
@@ -33,6 +34,7 @@ def write_arrays(folder: Path, opened: Opened, what: str) -> None:
                     problems.append(item)
                     progress.step()
                     continue
+                _check(item, f"{what}, {part} part, from example {len(keys) - before:,} on")
                 file.write(_fitted(item, opened.shape).data)
                 labels.append(np.asarray(item.labels, np.int32))
                 keys += item.keys
@@ -45,8 +47,8 @@ def write_arrays(folder: Path, opened: Opened, what: str) -> None:
         _write_header(file, (len(keys), *opened.shape))
     progress.close()
     np.save(folder / "labels.npy", np.concatenate(labels))
-    np.save(folder / "keys.npy", np.array(keys))
-    np.save(folder / "groups.npy", np.array(groups))
+    np.save(folder / "keys.npy", np.array(keys, str))
+    np.save(folder / "groups.npy", np.array(groups, str))
     meta = {
         "class_names": opened.class_names,
         "sizes": sizes,
@@ -67,9 +69,24 @@ def _write_header(file: Any, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, about)
 
 
+def _check(block: Examples, where: str) -> None:
+    pictures = block.pictures
+    if pictures.dtype != np.uint8 or pictures.ndim != 4:
+        raise UserError(
+            f"{where}: pictures {pictures.dtype} {list(pictures.shape)}; they must be uint8 [K, H, W, C]"
+        )
+    counts = [len(each) for each in (pictures, block.labels, block.keys, block.groups)]
+    if min(counts) != max(counts):
+        raise UserError(
+            "{}: {} pictures, {} labels, {} keys and {} groups; there must be as many of each".format(
+                where, *counts
+            )
+        )
+
+
 def _fitted(block: Examples, shape: tuple[int, int, int]) -> np.ndarray:
     pictures = block.pictures
-    if pictures.shape[1:] != shape:
+    if len(pictures) and pictures.shape[1:] != shape:
         pictures = np.stack([fit(picture, *shape) for picture in pictures])
     return np.ascontiguousarray(pictures)
 

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from research.data import cache
 from research.data.arrays import load_arrays
 from research.data.source import Progress, in_order
+from research.errors import UserError
 
 
 def open_records(folder: Path) -> Any:
@@ -24,7 +25,13 @@ def open_records(folder: Path) -> Any:
 
     Record i is picture i of the folder's arrays, from which the records are written the first time.
     """
-    records = cache.built(folder / "records", lambda temporary: _write(temporary, folder))
+    try:
+        records = cache.built(folder / "records", lambda temporary: _write(temporary, folder))
+    except (UserError, OSError) as error:
+        raise UserError(
+            f"{error}; config.data.loader=grain writes records there once: prepare the data with it where that can be "
+            "written, or use config.data.loader=memory"
+        ) from error
     builder = tfds.builder_from_directory(str(records / Pictures.name / str(Pictures.VERSION)))
     return builder.as_data_source("+".join(in_order(builder.info.splits)))
 

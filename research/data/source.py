@@ -94,7 +94,7 @@ def from_arrays(
 
     def read(part: str) -> Iterator[Examples]:
         pictures, labels = parts[part]
-        for start in range(0, len(labels), _BLOCK):
+        for start in range(0, max(len(pictures), len(labels)), _BLOCK):
             block = labels[start : start + _BLOCK]
             keys = [f"{part}/{i:05d}" for i in range(start, start + len(block))]
             yield Examples(keys, block, pictures[start : start + _BLOCK], [""] * len(block))

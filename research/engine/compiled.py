@@ -89,7 +89,7 @@ class Compiled:
         def make_prediction() -> Callable:
             traced.wait()  # tracing is Python's, so one waits for the other: the step comes first
             given = evaluated_params(like), like.model_state, evaluated
-            return self._mapped.lower(*given).compile()
+            return compiled(self._mapped.lower(*given))
 
         self._predictions[_shapes(evaluated)] = _begin(make_prediction)
 
@@ -115,8 +115,11 @@ class Compiled:
 
     def predict(self, params: Params, model_state: Params, batch: Batch) -> dict[str, Any]:
         """`task.predict` as the layout maps it, of a batch on devices."""
-        begun = self._predictions.get(_shapes(batch))
-        return (begun.result() if begun else self._mapped)(params, model_state, batch)
+        shapes = _shapes(batch)
+        if shapes not in self._predictions:
+            done = self._predictions[shapes] = Future()
+            done.set_result(compiled(self._mapped.lower(params, model_state, batch)))
+        return self._predictions[shapes].result()(params, model_state, batch)
 
     def _make_step(
         self, state: TrainState, batch: Batch, traced: Callable[[], None] = lambda: None

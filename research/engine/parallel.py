@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from research.data import cache
 from research.errors import UserError
 from research.ops.memory import keep_freed_memory, settle
+from research.ops.platform import on_cpu
 
 AXIS = "data"
 MOST_COMPILED = 4 << 30  # bytes of compiled programs that are kept
@@ -50,11 +51,13 @@ class Parallel(NamedTuple):
 
 
 def compiled(lowered: Any) -> Any:
-    """Returns the compiled form of a step; what compiling took of memory goes back to the system."""
-    step = lowered.compile()
-    analysis = step.memory_analysis()
-    settle(analysis.temp_size_in_bytes if analysis is not None else 0)
-    return step
+    """Returns the compiled form of a step or a prediction; on a CPU the heap is put in order for it."""
+    program = lowered.compile()
+    if on_cpu():
+        analysis = program.memory_analysis()
+        # Of one device; those of a process allocate theirs together.
+        settle(jax.local_device_count() * (analysis.temp_size_in_bytes if analysis else 0))
+    return program
 
 
 def configure(*, cpu_devices: int = 0) -> None:

@@ -114,8 +114,11 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def _counts(logits, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each class how often it was rightly named, how often named, and how often it occurs: int64 [C] each."""
-    matrix = confusion(logits, labels)
-    return matrix.diagonal(), matrix.sum(0), matrix.sum(1)
+    named, size = np.argmax(logits, axis=-1), np.shape(logits)[-1]
+    hits, called, support = (
+        np.bincount(of, minlength=size) for of in (labels[named == labels], named, labels)
+    )
+    return hits, called, support
 
 
 def _scores(hits, called, support) -> list[Any]:

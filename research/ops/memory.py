@@ -2,14 +2,18 @@
 
 import ctypes
 import sys
+import threading
 from typing import Any
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
+SMALL, LARGE = 4 << 10, 4 << 20  # bytes; see `settle`
+PIECES = 32
+
 _POINTER = ctypes.c_void_p
-SMALL, LARGE = 4 << 10, 4 << 20  # bytes; what is from SMALL to half of LARGE is taken out of use
-PIECES = 32  # of size LARGE, so many there are at least
+_lock = threading.Lock()
+_state: dict[str, Any] = {"kept": False, "largest": 0, "pieces": False}  # of this process's heap
 
 
 class _Info(ctypes.Structure):
@@ -39,48 +43,64 @@ def keep_freed_memory() -> bool:
         (M_MMAP_MAX, 0),  # large blocks come from the heap as well
         (M_TRIM_THRESHOLD, -1),  # and its end is never given back, not even gigabytes
     )
-    return all(mallopt(*setting) == 1 for setting in settings)
+    _state["kept"] = all(mallopt(*setting) == 1 for setting in settings)
+    return _state["kept"]
 
 
 def settle(block: int) -> None:
-    """Makes the heap orderly after a compilation, for steps whose temporaries are one block of so many bytes.
+    """Makes the heap orderly after a compilation, for a program whose temporaries are one block of so many bytes.
 
     Compiling leaves tens of thousands of free pieces. What they hold goes back to the system. Then those of middle
     size are taken and never returned: malloc searches its lists of them whenever a product of the step asks for room,
     and the step's threads wait for each other meanwhile; a small CNN's step took 14 ms instead of 11, MiniLM's 444
-    instead of 405. At last one free piece is made for the block, with some room, and smaller ones: malloc takes the
-    smallest that will do, and nothing that stays comes to lie where the block was. Else the block would be allocated
-    anew elsewhere, and be there twice. All in all 20 to 60 ms.
+    instead of 405. One gap is kept free for the block, or the largest that there was, with some room, and beside it
+    smaller ones: malloc takes the smallest that will do, and nothing that stays comes to lie where the block was. Else
+    the block would be allocated anew elsewhere, and be there twice. All in all 20 to 60 ms.
+
+    Where `keep_freed_memory` had no effect or glibc is older than 2.33, memory is given back and that is all.
     """
-    info = _of_malloc("mallinfo2")
-    if info is None:  # another libc, or a glibc before 2.33
-        return
-    lib = ctypes.CDLL(None)
-    malloc, free, sbrk = lib.malloc, lib.free, lib.sbrk
+    if trim := _of_malloc("malloc_trim"):
+        trim(ctypes.c_size_t(0))
+    if _state["kept"] and _of_malloc("mallinfo2"):
+        with _lock:
+            _arrange(ctypes.CDLL(None), block)
+
+
+def _arrange(lib: Any, block: int) -> None:
+    malloc, free, sbrk, info = lib.malloc, lib.free, lib.sbrk, lib.mallinfo2
     malloc.restype, malloc.argtypes, free.argtypes = _POINTER, [ctypes.c_size_t], [_POINTER]
     sbrk.restype, sbrk.argtypes, info.restype = _POINTER, [ctypes.c_ssize_t], _Info
 
-    lib.malloc_trim(ctypes.c_size_t(0))
+    _state["largest"] = max(_state["largest"], block)
+    free_later = [malloc(_state["largest"] + 2 * LARGE)]  # where the last gap is, if that will do
     now = info()
-    end = sbrk(0) - now.keepcost  # what lies above was never used
+    end, left = sbrk(0) - now.keepcost, now.fordblks  # what lies above the end was never used
 
     def take(size: int, least: int) -> list[int]:
+        nonlocal left
         taken = []
         while size >= least:
-            while (at := malloc(size)) and at < end:
+            while left > 0 and (at := malloc(size)):
+                if at >= end:
+                    free(at)
+                    break
                 taken.append(at)
-            free(at)
+                left -= size
             size = size * 3 // 4
         return taken
 
-    held = take(now.fordblks, LARGE // 2)
+    take(
+        left, 2 * LARGE
+    )  # older gaps: nothing comes to lie there any more, but it holds no memory either
+    free_later += take(2 * LARGE, LARGE // 2)
     take(LARGE // 2, SMALL)
-    for size in (block + 2 * LARGE, *[LARGE] * (PIECES - len(held))):
-        held.append(malloc(size))
-        malloc(2 * SMALL)  # what keeps one apart from the next
-    few = [malloc(size) for size in range(24, 1024, 16) for _ in range(2 * PIECES)]
-    held += few[::2]
-    for at in held:
+    if not _state["pieces"]:
+        _state["pieces"] = True
+        sizes = [size for size in range(24, 1024, 16) for _ in range(PIECES)] + [LARGE] * PIECES
+        for size in sizes:
+            free_later.append(malloc(size))
+            malloc(min(size, 2 * SMALL))  # what keeps one apart from the next
+    for at in free_later:
         free(at)
 
 

@@ -52,7 +52,7 @@ def by_kernel(x: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
     h, w = (-(-side // 2) for side in _sides(x, pads))
     c, d = x.shape[-1], g.shape[-1]
     # As many as in the other two passes: x and g would be written once more for other parts.
-    parts = _parts(len(x), h * w * (c + d) * x.dtype.itemsize)
+    parts = _parts(len(x), h * w * (c + d) * x.dtype.itemsize, jax.device_count())
     if parts > 1 and max(c, d) <= FEW_CHANNELS:
         total = _summed(partial(_row_products, pads=pads), x, g, parts)
         return jnp.stack(_to_kernel(total)).reshape(3, d, 3, c).transpose(0, 2, 3, 1)
@@ -131,7 +131,7 @@ def _products(x: jax.Array, entries: Entries, pads: Pads, *, turned: bool = Fals
         tiles = [[tile.reshape(-1, down, across, d) for tile in row] for row in tiles]
         return _interleaved(tiles)[:, :h, :w]
 
-    parts = _parts(len(x), down * across * (c + d) * x.dtype.itemsize)
+    parts = _parts(len(x), down * across * (c + d) * x.dtype.itemsize, jax.device_count())
     if parts == 1:
         return some(x)
     x = _cut_up(x, parts)
@@ -166,9 +166,14 @@ def _summed(products: Callable, x: jax.Array, g: jax.Array, parts: int) -> list[
     return lax.fori_loop(0, parts, add, [jnp.zeros(a.shape, a.dtype) for a in like])
 
 
-def _parts(b: int, place: int) -> int:
-    """Into how many equal parts a batch is cut, of at least PART_BYTES; `place`: bytes of an example for one place."""
-    return next((n for n in range(b, 1, -1) if b % n == 0 and b // n * 16 * place >= PART_BYTES), 1)
+def _parts(b: int, place: int, devices: int) -> int:
+    """Into how many equal parts a batch is cut: at least PART_BYTES on each device, and whole rows for all of them.
+
+    Args:
+      place: bytes of an example for one of the 16 places.
+    """
+    fewest = devices * -(-PART_BYTES // (16 * place))
+    return next((n for n in range(b, 1, -1) if b % (n * devices) == 0 and b // n >= fewest), 1)
 
 
 def _cut_up(x: jax.Array, parts: int) -> jax.Array:

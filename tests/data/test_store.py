@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from research.data import cache, store
+from research.data.arrays import write_arrays
+from research.data.source import from_arrays
 from research.errors import UserError
 
 
@@ -92,6 +94,30 @@ def test_records_are_written_once_and_only_where_they_are_read(data_config, pict
     assert written
     store.record_source(data)
     assert written == {path: path.stat().st_mtime_ns for path in written}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "told"),
+    [
+        (np.zeros((5000, 4, 4, 1), np.int64), 5000, r"toy, train part.* int64 \[4096, 4, 4, 1\]"),
+        (np.zeros((5000, 4, 4, 1), np.uint8), 4990, "from example 4,096 on: 904 pictures, 894 lab"),
+        (np.zeros((80, 4, 4, 1), np.uint8), 90, "80 pictures, 90 labels"),
+        (np.zeros((5000, 4, 4, 1), np.uint8), 4096, "904 pictures, 0 labels"),
+    ],
+)
+def test_a_source_that_does_not_fit_together_is_told_of(tmp_path, pictures, labels, told):
+    parts = {"train": (pictures, np.zeros(labels, np.int64)), "test": (pictures[:1], np.zeros(1))}
+    with pytest.raises(UserError, match=told):
+        write_arrays(tmp_path, from_arrays(("a",), (4, 4, 1), parts), "toy")
+
+
+def test_records_that_cannot_be_written_are_told_of_with_the_way_out(data_config, pictures):
+    data = data_config("folder", path=str(pictures("a", range(40))))
+    store.prepare(data)
+    (found,) = Path(data.cache_dir).rglob("images.npy")
+    (found.parent / "records.lock").mkdir()  # root may write anywhere, but not open a folder
+    with pytest.raises(UserError, match=r"cannot write to .*; .*config.data.loader=memory"):
+        store.record_source(data)
 
 
 def test_fingerprints_do_not_hang_on_the_order_of_creation_or_the_place(data_config, pictures):

@@ -11,6 +11,7 @@ import pytest
 
 from research import modes
 from research.config import defaults, resolve
+from research.engine import program
 from research.engine.program import durations, make_program
 
 BOUND = 2.5e-6
@@ -44,14 +45,14 @@ def trained():
         )
         assert not mistakes
         layout, task = modes.build(config)
-        program = make_program(config, task, layout, durations(config, task))
-        state = layout.put_state(program.create())
+        made = make_program(config, task, layout, durations(config, task))
+        state = layout.put_state(made.create())
         rows = layout.rows(64)
         ids, losses, step = [], [], None
         for n in range(STEPS):
             host = task.data.train_batch(n, rows)
             batch = layout.put_batch(host)
-            step = step or layout.compile_train(program.step, state, batch)
+            step = step or layout.compile_train(made.step, state, batch)
             state, metrics = step(state, batch)
             ids.append(host["id"].tolist())
             losses.append(float(layout.take(metrics)["loss"]))
@@ -105,3 +106,19 @@ def test_the_bound_would_see_a_difference(trained, tree_distance):
     one, _, _ = trained(ONE, DROPOUT)
     other, _, _ = trained(ONE, DROPOUT, ("seed", "1"))
     assert tree_distance(one.params, other.params) > 100 * BOUND
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet", "mlp"])
+def test_fresh_parameters_are_the_same_bits_however_they_are_compiled(monkeypatch, model):
+    # A run is given again by its seed: how much care the compiler takes must not be seen.
+    config, mistakes = resolve(defaults(), [("model.name", model), ("data.image_size", "28")])
+    assert not mistakes
+    layout, task = modes.build(config)
+
+    def fresh():
+        made = make_program(config, task, layout, durations(config, task)).create()
+        return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(made)]
+
+    quick = fresh()
+    monkeypatch.setattr(program, "COMPILED_ONCE", {})
+    assert fresh() == quick

@@ -114,7 +114,8 @@ def test_gradient_against_differences():
 def test_tiles_give_the_sum_and_its_gradients(monkeypatch, x, kernel, padding, form):
     if form != "together":
         monkeypatch.setattr(winograd, "PART_BYTES", 1)
-        assert winograd._parts(x[0], 8) == x[0]
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+        assert winograd._parts(x[0], 8, 1) == x[0]
     if form == "one by one":
         monkeypatch.setattr(winograd, "FEW_CHANNELS", 0)
     # In float64, where nothing but rounding is left between the two: a wrong entry is off by about 1.
@@ -144,7 +145,8 @@ def test_tiles_round_hardly_more_than_xla(monkeypatch, b, side, c, parts):
     place = (side // 2) ** 2 * 2 * c * 4
     if parts > 1:
         monkeypatch.setattr(winograd, "PART_BYTES", b // parts * 16 * place)
-    assert winograd._parts(b, place) == parts
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert winograd._parts(b, place, 1) == parts
     x, kernel, g = arrays((b, side, side, c), (3, 3, c, c), (b, side, side, c))
     assert conv._tiles_are_fast(x, kernel, 1, "SAME")
 
@@ -169,19 +171,21 @@ def test_tiles_round_hardly_more_than_xla(monkeypatch, b, side, c, parts):
 
 def test_parts_of_tiles_are_as_small_as_pays():
     place = 16 * 16 * (64 + 64) * 4  # a picture of 32 x 32
-    assert winograd._parts(64, place) == 8
-    assert winograd._parts(50, place) == 5
-    assert winograd._parts(61, place) == 1  # a prime number
-    assert winograd._parts(4, place) == 1
-    assert winograd._parts(3, 100 * place) == 3
+    assert winograd._parts(64, place, 1) == 8
+    assert winograd._parts(50, place, 1) == 5
+    assert winograd._parts(61, place, 1) == 1  # a prime number
+    assert winograd._parts(4, place, 1) == 1
+    assert winograd._parts(3, 100 * place, 1) == 3
+    assert winograd._parts(64, place, 4) == 2  # as much on each
+    assert winograd._parts(96, place, 3) == 4  # not 12 parts of 8, which three devices can't share
+    assert winograd._parts(50, place, 4) == 1
 
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_tiles_in_parts_over_four_devices(monkeypatch, mapped):
     x, kernel = arrays((16, 9, 9, 64), (3, 3, 64, 64))
-    each, place = (4 if mapped else 16), 5 * 5 * (64 + 64) * 4
-    monkeypatch.setattr(winograd, "PART_BYTES", each // 2 * 16 * place)
-    assert winograd._parts(each, place) == 2
+    monkeypatch.setattr(winograd, "PART_BYTES", 1)
+    assert winograd._parts(16, 8, jax.device_count()) == 4
 
     def gradients(x, k):
         return jax.grad(lambda x, k: jnp.sum(conv.conv2d(x, k) ** 2), (0, 1))(x, k)
@@ -195,15 +199,20 @@ def test_tiles_in_parts_over_four_devices(monkeypatch, mapped):
     else:
         mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
         cut, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-        found = jax.jit(gradients, out_shardings=(cut, whole))(
-            jax.device_put(x, cut), jax.device_put(kernel, whole)
-        )
+        given = jax.device_put(x, cut), jax.device_put(kernel, whole)
+        run = jax.jit(gradients, out_shardings=(cut, whole)).lower(*given).compile()
+        program = run.as_text()
+        assert (
+            "all-reduce" in program and "all-gather" not in program
+        )  # no device has another's rows
+        found = run(*given)
     for one, two in zip(found, plain(x, kernel), strict=True):
         # Sums of up to 1,296 products of sums of 576, in another order.
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=2e-5 * np.abs(two).max())
 
 
-def test_the_memory_of_tiles_does_not_grow_with_the_batch():
+def test_the_memory_of_tiles_does_not_grow_with_the_batch(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     kernel = jnp.ones((3, 3, 64, 64))
 
     def needed(batch):

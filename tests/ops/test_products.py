@@ -160,6 +160,12 @@ for _ in range(8):
     places.append(block)
     lib.malloc(2 << 20)
 assert not taken or len(set(places)) == 1, places
+settle(32 << 20)  # of another program
+other = lib.memalign(64, 32 << 20)
+assert not taken or places[0] <= other <= places[0] + (32 << 20), (places, other)
+lib.free(other)
+settle(256 << 20)
+assert not taken or lib.memalign(64, 256 << 20) > places[0]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
