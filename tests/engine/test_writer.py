@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -141,6 +142,22 @@ def events(path):
         check(record, struct.unpack("<I", content[12 + size : 16 + size])[0])
         yield Event.FromString(record)
         content = content[16 + size :]
+
+
+def test_tensorboard_does_not_wait_for_pytorch(root, tmp_path):
+    # It is imported by tensorboardX wherever it is installed; later it may be imported as usual.
+    (tmp_path / "torch.py").write_text("Tensor = None\nprint('imported')\n")
+    code = f"""
+from research.engine.tensorboard import TensorBoard
+TensorBoard({str(tmp_path / "events")!r}, 0).close()
+print("written")
+import torch
+"""
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["written", "imported"]
 
 
 def test_tensorboard_events(make, tmp_path):
