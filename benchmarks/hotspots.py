@@ -29,7 +29,6 @@ KINDS = {  # by the last word of where an operation comes from, or else of what 
     "scatter, gather": r"gather|scatter\S*|sort",
     "copies, transpositions": r"transpose|\S*copy|concatenate|pad|slice|dynamic_\S*|reverse",
     "sums": r"reduce_\S*|argm\S*|cumsum|reduce\S*",
-    "random bits": r"random\S*|threefry\S*|shift_\S*|xor",
     "element by element": "",
 }
 CONTAINERS = "while", "conditional", "call"
