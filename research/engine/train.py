@@ -232,6 +232,7 @@ def _train(
         checkpoints.wait()
         _explain(error, config, task, plan, parallel, units, checkpoints, enter, writer)
         raise
+    clock.stop()
     checkpoints.wait()
     if stopping:
         writer.say(

@@ -36,6 +36,7 @@ class Clock:
         self._saved = dict(saved or {})
         self._began = time.perf_counter() if began is None else began
         self._loop: float | None = None  # when the first compiled step began
+        self._ended: float | None = None
         self._apart = 0.0  # seconds of the loop that were not training
         self._seconds: dict[str, float] = {}
         self._last = (0, 0.0)  # examples and training seconds at the last log line
@@ -43,6 +44,10 @@ class Clock:
     def start(self) -> None:
         """The loop begins to train."""
         self._loop = time.perf_counter()
+
+    def stop(self) -> None:
+        """The loop has ended: what follows is no training."""
+        self._ended = time.perf_counter()
 
     @contextlib.contextmanager
     def measure(self, name: str, *, apart: bool = False) -> Iterator[None]:
@@ -63,7 +68,9 @@ class Clock:
 
     def training(self) -> float:
         """Seconds in which this process trained."""
-        return 0.0 if self._loop is None else time.perf_counter() - self._loop - self._apart
+        if self._loop is None:
+            return 0.0
+        return (self._ended or time.perf_counter()) - self._loop - self._apart
 
     def rate(self, examples: int) -> float:
         """Returns examples a second since the last call, of `examples` trained on so far."""
