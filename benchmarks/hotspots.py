@@ -26,11 +26,11 @@ from benchmarks.speed.subjects import SUBJECTS, write_texts
 FIELDS = ("ms a step", "share", "times", "threads", "what", "where")
 KINDS = {  # by the last word of where an operation comes from, or else of what it is; the first that fits
     "products": r"dot_general|conv_general_dilated|dot|convolution",
-    "scatter, gather": r"gather|scatter\S*|sort",
     "copies, transpositions": r"transpose|\S*copy|concatenate|pad|slice|dynamic_\S*|reverse",
     "sums": r"reduce_\S*|argm\S*|cumsum|reduce\S*",
-    "element by element": "",
+    "gather, scatter": r"gather|scatter\S*|sort",
 }
+OTHER = "element by element"
 CONTAINERS = "while", "conditional", "call"
 
 
@@ -66,9 +66,13 @@ def main() -> None:
     gflop = 3 * subject.forward / 1e9
     if given.kinds:
         peak = product()["gflops"]
-        spent = {name: sum(row[0] for row in found if kind(row) == name) for name in KINDS}
-        cells = f"{clock:.1f}", *(f"{ms:.1f}" for ms in spent.values()), f"{gflop / peak * 1e3:.1f}"
-        print(f"| {given.subject} | {' | '.join(cells)} | {gflop / clock * 1e3 / peak:.2f} |")
+        spent: dict[str, float] = collections.Counter()
+        for row in found:
+            spent[kind(row)] += row[0]
+        products, *others = KINDS
+        times = (clock, spent[products], gflop / peak * 1e3, *(spent[k] for k in (OTHER, *others)))
+        cells = " | ".join(f"{ms:.1f}" for ms in times)
+        print(f"| {given.subject} | {cells} | {gflop / clock * 1e3 / peak:.2f} |")
         return
     print(
         f"{subject.title}: {clock:.0f} ms a step by the clock, {sum(row[0] for row in found):.0f} ms in "
@@ -107,10 +111,10 @@ def table(events: list[dict[str, Any]], where: dict[str, str], steps: int) -> li
 
 
 def kind(row: tuple) -> str:
-    """Returns which of KINDS a row of `table` belongs to."""
+    """Returns which of KINDS a row of `table` belongs to, or OTHER."""
     where, what = row[5].rpartition("/")[2], row[4]
     named = [name for name, form in KINDS.items() if re.fullmatch(form, where or what)]
-    return named[0] if named else "element by element"
+    return named[0] if named else OTHER
 
 
 def _tail(path: str) -> str:

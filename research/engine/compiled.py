@@ -117,8 +117,9 @@ class Compiled:
         """`task.predict` as the layout maps it, of a batch on devices."""
         shapes = _shapes(batch)
         if shapes not in self._predictions:
-            done = self._predictions[shapes] = Future()
+            done: Future = Future()
             done.set_result(compiled(self._mapped.lower(params, model_state, batch)))
+            self._predictions[shapes] = done
         return self._predictions[shapes].result()(params, model_state, batch)
 
     def _make_step(

@@ -51,12 +51,11 @@ class Parallel(NamedTuple):
 
 
 def compiled(lowered: Any) -> Any:
-    """Returns the compiled form of a step or a prediction; on a CPU the heap is put in order for it."""
+    """Returns the compiled form of a step or a prediction; the heap is put in order for it."""
     program = lowered.compile()
-    if on_cpu():
-        analysis = program.memory_analysis()
-        # Of one device; those of a process allocate theirs together.
-        settle(jax.local_device_count() * (analysis.temp_size_in_bytes if analysis else 0))
+    analysis = program.memory_analysis() if on_cpu() else None  # others' temporaries lie elsewhere
+    # Of one device; those of a process allocate theirs together.
+    settle(jax.local_device_count() * analysis.temp_size_in_bytes if analysis else 0)
     return program
 
 

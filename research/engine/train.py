@@ -46,9 +46,8 @@ class Trained(NamedTuple):
     clock: Clock
     units: Durations  # by the pace that was measured, if one was
     predict: Callable | None = None  # compiled; None where `task.predict` itself never was
-    validated: dict[str, Any] | None = (
-        None  # what it said of the validation split after the last step
-    )
+    # What it said of the validation split after the last step; None where that was not asked, or not in this process.
+    validated: dict[str, Any] | None = None
 
 
 def train(

@@ -89,9 +89,8 @@ def _arrange(lib: Any, block: int) -> None:
             size = size * 3 // 4
         return taken
 
-    take(
-        left, 2 * LARGE
-    )  # older gaps: nothing comes to lie there any more, but it holds no memory either
+    # Older gaps are not returned: they hold no memory, and two programs' blocks would lie in two of them.
+    take(left, 2 * LARGE)
     free_later += take(2 * LARGE, LARGE // 2)
     take(LARGE // 2, SMALL)
     if not _state["pieces"]:
