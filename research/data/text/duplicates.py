@@ -5,11 +5,11 @@ of NEAR or more. Pieces are all runs of PIECE characters, of the text in lower c
 space. One word changed in a sentence of twenty, another ending, another case, another indent: near duplicates.
 
 The search is MinHash with locality-sensitive hashing (A. Broder, On the resemblance and containment of documents, 1997;
-P. Indyk and R. Motwani, Approximate nearest neighbors, 1998), with the hashes of the library datasketch. Bands of five
-values out of 125 find a pair of similarity NEAR with a chance of 99.995%. What they find is then measured exactly.
-Nothing is sampled: the time grows with the number of distinct pieces. But in a crowd of texts alike (a log, one
-template filled in again and again) not all pairs can be measured: a text that looks like PARTNERS before it, or was
-held against CROWD, is not held against later ones. How many there are is told.
+P. Indyk and R. Motwani, Approximate nearest neighbors, 1998), from the library datasketch. Bands of five values out of
+125 find a pair of similarity NEAR with a chance of 99.995%. What they find is then measured exactly. Nothing is
+sampled: the time grows with the number of distinct pieces. But in a crowd of texts alike (a log, one template filled in
+again and again) not all pairs can be measured: a text that looks like PARTNERS before it, or was held against CROWD, is
+not held against later ones. How many there are is told.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from research.data.duplicates import Findings, equal_rows, exact_groups, spread
+from research.data.duplicates import Findings, exact_groups, spread
 from research.data.source import Progress
 
 NEAR = 0.8  # Jaccard similarity
@@ -114,12 +114,13 @@ def _candidates(
     rows: list[int], held: Callable[[int], np.ndarray], crowded: list[int]
 ) -> Iterable[tuple[int, int]]:
     """Yields pairs that share a band, are of like size and look alike by all their values; notes the crowded."""
-    from datasketch import MinHash
+    from datasketch import MinHash, MinHashLSH
 
     width = _BANDS * _ROWS
     plain = MinHash(width, hashfunc=int, scheme="affine32")
+    index = MinHashLSH(num_perm=width, params=(_BANDS, _ROWS))
     values, sizes = np.zeros((len(rows), width), np.uint32), np.zeros(len(rows), np.int64)
-    progress = Progress("hashing", len(rows), "texts")
+    progress = Progress("comparing", len(rows), "texts")
     for k, row in enumerate(rows):
         mine = held(row)
         sketch = plain.copy()
@@ -127,33 +128,15 @@ def _candidates(
             low = mine[start : start + _BLOCK] & np.uint64(0xFFFFFFFF)
             sketch.update_batch(low.tolist())
         values[k], sizes[k] = sketch.hashvalues, len(mine)
-        progress.step()
-    progress.close()
-    buckets, entered = _buckets(values)
-    shared = np.flatnonzero((buckets >= 0).any(1)).tolist()
-    progress = Progress("comparing", len(shared), "texts")
-    for k in shared:
-        joined = [entered[bucket] for bucket in buckets[k].tolist() if bucket >= 0]
-        others = np.array(sorted(set().union(*joined)), np.int64)
+        others = np.array(sorted(index.query(sketch)), np.int64)
         alike = (values[others] == values[k]).mean(1) >= _ESTIMATE
         least = np.minimum(sizes[others], sizes[k])
         alike &= least >= NEAR * np.maximum(sizes[others], sizes[k])
         if alike.sum() >= PARTNERS or len(others) >= CROWD:
-            crowded.append(rows[k])
+            crowded.append(row)
         else:
-            for bucket in joined:
-                bucket.append(k)
+            index.insert(k, sketch, check_duplication=False)
         for other in others[alike].tolist():
-            yield rows[k], rows[other]
+            yield row, rows[other]
         progress.step()
     progress.close()
-
-
-def _buckets(values: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
-    """Returns [R, _BANDS] which bucket each text lies in by each band, -1 for one of its own; and the empty buckets."""
-    buckets, count = np.full((len(values), _BANDS), -1), 0
-    for band in range(_BANDS):
-        for members in equal_rows(values[:, band * _ROWS : (band + 1) * _ROWS]):
-            buckets[members, band] = count
-            count += 1
-    return buckets, [[] for _ in range(count)]
