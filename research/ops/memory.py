@@ -69,10 +69,16 @@ def settle(block: int) -> None:
 def _arrange(lib: Any, block: int) -> None:
     malloc, free, sbrk, info = lib.malloc, lib.free, lib.sbrk, lib.mallinfo2
     malloc.restype, malloc.argtypes, free.argtypes = _POINTER, [ctypes.c_size_t], [_POINTER]
+    lib.memalign.restype = lib.realloc.restype = _POINTER
+    lib.memalign.argtypes, lib.realloc.argtypes = [ctypes.c_size_t] * 2, [_POINTER, ctypes.c_size_t]
     sbrk.restype, sbrk.argtypes, info.restype = _POINTER, [ctypes.c_ssize_t], _Info
 
     _state["largest"] = max(_state["largest"], block)
-    free_later = [malloc(_state["largest"] + 2 * LARGE)]  # where the last gap is, if that will do
+    # Where the last gap is, if that will do. From 48 bytes past a multiple of 64 malloc cuts an aligned block without
+    # leaving a piece of some 100 bytes behind it, which the thread would keep for itself: the block did not fit again.
+    gap = _state["largest"] + 2 * LARGE
+    lib.realloc(lib.memalign(64, gap + 64), 40)
+    free_later = [malloc(gap)]
     now = info()
     end, left = sbrk(0) - now.keepcost, now.fordblks  # what lies above the end was never used
 

@@ -134,10 +134,12 @@ assert not taken or kept - resident() > 50, (kept, resident())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc is told on Linux only")
-def test_after_settling_small_things_lie_apart_from_the_block():
+@pytest.mark.parametrize("shift", [0, 16, 32, 48])
+def test_after_settling_small_things_lie_apart_from_the_block(shift):
     # Of 20,000 pieces of 16 KB every second is free. After settling none of them is handed out any more, and a block of
-    # 64 MB comes to lie where it was before, though something of 4 MB, which stays, was put beside it and after it.
-    code = """
+    # 64 MB comes to lie where it was before, though something of 2 MB, which stays, was put beside it and after it. The
+    # shift moves the heap against the multiples of 64 bytes at which such blocks begin.
+    code = f"""
 import ctypes
 from research.ops.memory import keep_freed_memory, settle
 taken = keep_freed_memory()
@@ -146,6 +148,7 @@ lib.malloc.restype, lib.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 lib.memalign.restype, lib.memalign.argtypes = ctypes.c_void_p, [ctypes.c_size_t] * 2
 lib.free.argtypes = [ctypes.c_void_p]
 pieces = [lib.malloc(16 << 10) for _ in range(20_000)]
+lib.malloc((64 << 20) + {shift})
 for piece in pieces[::2]:
     lib.free(piece)
 settle(64 << 20)
