@@ -22,6 +22,8 @@ from research.ops.platform import on_cpu
 
 AXIS = "data"
 MOST_COMPILED = 4 << 30  # bytes of compiled programs that are kept
+# LLVM prefers vectors of 256 bits where 512 are there, for older processors' sake; a step took up to 6% longer.
+WIDE = {"xla_cpu_prefer_vector_width": 512}
 
 
 class Parallel(NamedTuple):
@@ -124,6 +126,7 @@ def _mesh(chosen: list) -> Parallel:
     mesh = jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
     whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     alone = jax.process_count() == 1
+    options = WIDE if on_cpu() else None
 
     def put_batch(batch):
         if alone:
@@ -145,7 +148,10 @@ def _mesh(chosen: list) -> Parallel:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
 
     def lower_train(step, state, batch):
-        return jax.jit(step, donate_argnums=0, out_shardings=(whole, whole)).lower(state, batch)
+        mapped = jax.jit(
+            step, donate_argnums=0, out_shardings=(whole, whole), compiler_options=options
+        )
+        return mapped.lower(state, batch)
 
     return Parallel(
         kind="mesh",
@@ -158,7 +164,7 @@ def _mesh(chosen: list) -> Parallel:
         take_state=jax.device_get,
         take=take,
         lower_train=lower_train,
-        map=lambda function: jax.jit(function, out_shardings=cut),
+        map=lambda function: jax.jit(function, out_shardings=cut, compiler_options=options),
     )
 
 
