@@ -7,7 +7,7 @@
     python launch.py --workdir=runs/lm --mode=predict --prompt='def main('
 
 Exit codes: 0 done; 2 a mistake in what was given, one line says which; 75 stopped by SIGTERM or SIGINT with everything
-saved, the same command goes on; 1 anything else.
+saved, the same command goes on; 130 interrupted where there was nothing to save, or a second time; 1 anything else.
 """
 
 import argparse
@@ -26,7 +26,20 @@ BARRED = (EACCES, EPERM, EROFS, ENOENT, ENOTDIR, EISDIR, EEXIST)
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):  # one line instead of the usage
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            message += self._hint(unknown.split()[0].partition("=")[0])
         self.exit(2, f"error: {message}; --help lists the flags\n")
+
+    def _hint(self, word: str) -> str:
+        from research.config import ELSEWHERE
+        from research.errors import nearest
+
+        if not word.startswith("--"):
+            return " (commas go between several --inputs)"
+        if key := ELSEWHERE.get(word[2:]):
+            return f" (did you mean '--config.{key}'?)"
+        return nearest(word, [name for action in self._actions for name in action.option_strings])
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -84,6 +97,9 @@ def main(argv: Sequence[str]) -> int:
     except Failure as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command begins or goes on again", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # whoever read the output, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still flushed at exit
         return int(flags.mode in ("train", "reproduce"))  # these may have been cut short

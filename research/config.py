@@ -58,6 +58,19 @@ EXAMPLES = {
 }
 
 
+# What others call it, by the last word of a key that there is not.
+ELSEWHERE = {
+    "epochs": "train.duration=epochs=3",
+    "num_epochs": "train.duration=epochs=3",
+    "steps": "train.duration=steps=1000",
+    "num_steps": "train.duration=steps=1000",
+    "batch_size": "train.batch_size",
+    "lr": "optimizer.learning_rate",
+    "learning_rate": "optimizer.learning_rate",
+    "dataset": "data.name",
+}
+
+
 def find_module(room: str, name: str) -> Any:
     """Imports research.<room>.<name>.
 
@@ -256,6 +269,12 @@ def _read_file(file_and_arg: str) -> ConfigDict:
     if not Path(path).is_file():
         folder = Path(path).parent
         names = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
+        names = [name for name in names if name != "launch.py"]
+        if Path(path).is_dir():
+            raise UserError(f"--config={path}: is a folder; name a file of it")
+        shipped = Path("configs", Path(path).stem + ".py")
+        if shipped.is_file():
+            raise UserError(f"--config={path}: no such file (did you mean '{shipped}'?)")
         there = f"; there: {', '.join(names)}" if names else ""
         raise UserError(f"--config={path}: no such file{nearest(path, names)}{there}")
     spec = importlib.util.spec_from_file_location("_config", path)
@@ -291,8 +310,9 @@ def _accept(key, value, schema, resolved, errors, incomplete) -> None:
     if key not in schema:
         sections = {k.rsplit(".", 1)[0] for k in schema if "." in k}
         if key in sections:
+            first = "name" if f"{key}.name" in schema else _first(schema, key)
             errors.append(
-                f"config.{key}: is a section; set one of its keys, such as config.{key}.{_first(schema, key)}"
+                f"config.{key}: is a section; set one of its keys, such as config.{key}.{first}"
             )
             return
         errors.append(f"config.{key}: unknown key{_nearest_key(key, schema)}")
@@ -342,6 +362,8 @@ def _first(schema: dict[str, Any], section: str) -> str:
 def _nearest_key(key: str, schema: dict[str, Any]) -> str:
     """The nearest key of the same section, else what the section has; the nearest anywhere if there is no section."""
     section, _, last = key.rpartition(".")
+    if last in ELSEWHERE and ELSEWHERE[last].partition("=")[0] in schema:
+        return f" (did you mean '{ELSEWHERE[last]}'?)"
     siblings = [
         k.removeprefix(section + ".") for k in schema if section and k.startswith(section + ".")
     ]

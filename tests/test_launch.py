@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -328,6 +329,8 @@ def test_no_write_permission(launch, small, tmp_path, capsys):
         (("--workdir=/nowhere/run", "--mode=evaluate"), "holds no run"),
         (("--config=configs/digits_cnn.py",), "--workdir"),
         (("--config=configs/digits_cnn.py:small", "--workdir=x"), "takes no argument"),
+        (("--config=digits_cnn", "--workdir=x"), "did you mean 'configs/digits_cnn.py'"),
+        (("--config=configs", "--workdir=x"), "is a folder"),
     ],
 )
 def test_bad_commands(launch, capsys, monkeypatch, root, argv, says):
@@ -338,12 +341,32 @@ def test_bad_commands(launch, capsys, monkeypatch, root, argv, says):
 
 
 @pytest.mark.parametrize(
-    "argv", [("--mod=train",), ("--mode=trian",), ("stray",), ("--config.seed",)]
+    ("argv", "says"),
+    [
+        (("--mod=train",), "did you mean '--mode'"),
+        (("--mode=trian",), "trian"),
+        (("--workdir=x", "--inputs", "a.png", "stray"), "commas go between"),
+        (("--epochs=3",), "did you mean '--config.train.duration=epochs=3'"),
+        (("--config.seed",), "needs a value"),
+    ],
 )
-def test_unknown_flags(launch, capsys, argv):
+def test_unknown_flags(launch, capsys, argv, says):
     with pytest.raises(SystemExit) as stopped:
         launch(*argv)
-    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and says in error
+
+
+def test_an_interrupted_check_ends_in_one_line(launch, capsys, monkeypatch):
+    from research import modes
+
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(modes, "find_config", interrupted)
+    assert launch("--config=configs/digits_cnn.py", "--mode=check") == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "interrupted" in error
 
 
 def test_nonfinite_loss_stops_and_names_the_cause(launch, small, tmp_path, capsys, monkeypatch):

@@ -322,7 +322,7 @@ def test_resume_needs_a_longer_run(launch, small, straight, tmp_path, capsys):
     assert error.count("\n") == 1 and "is at 30 already" in error
 
 
-def test_a_signal_before_the_first_step_is_not_lost(launch, small, tmp_path, monkeypatch):
+def test_a_signal_before_the_first_step_is_not_lost(launch, small, tmp_path, monkeypatch, capfd):
     from research import modes
 
     find = modes.find_config
@@ -335,3 +335,4 @@ def test_a_signal_before_the_first_step_is_not_lost(launch, small, tmp_path, mon
         patch.setattr(modes, "find_config", finding)
         assert launch(*small, f"--workdir={tmp_path}") == 75
     assert newest(tmp_path).name == "1"
+    assert "SIGINT: saves and stops" in capfd.readouterr().err

@@ -1,5 +1,6 @@
 """A task's model: built from its config, called with a key for each example, its intermediates in order."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,14 +35,14 @@ def build(config: Any, what: str, inputs: tuple, given: dict[str, Any], axis_nam
     """
     options = {key: value for key, value in config.model.items() if key != "name"}
     found = find_module("models", config.model.name)
-    try:
-        module = found.Model(
-            dtype=jnp.dtype(config.train.precision), axis_name=axis_name, **given, **options
-        )
-    except TypeError as error:
+    if missing := given.keys() - inspect.signature(found.Model).parameters.keys():
         raise UserError(
-            f"config.model.name={config.model.name}: takes no {what}: {first_line(error)}"
-        ) from error
+            f"config.model.name={config.model.name}: takes no {what}: it has no "
+            f"{', '.join(sorted(missing))}; choose another"
+        )
+    module = found.Model(
+        dtype=jnp.dtype(config.train.precision), axis_name=axis_name, **given, **options
+    )
 
     def init(key: jax.Array) -> tuple[Params, Params]:
         variables = dict(module.init(key, *inputs, train=False))
