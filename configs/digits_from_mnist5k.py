@@ -1,8 +1,7 @@
 """A CNN trained on MNIST, fine-tuned on scikit-learn's digits in six ways, with all the labels or with 90.
 
-python launch.py --config=configs/mnist5k_cnn.py --workdir=runs/base
-python launch.py --config=configs/digits_from_mnist5k.py --config.pretrained.source=orbax:runs/base \\
-    --workdir=runs/digits
+python launch.py --config=configs/mnist5k_cnn.py --config.train.duration=epochs=6 --workdir=runs/base
+python launch.py --config=configs/digits_from_mnist5k.py:probe --workdir=runs/probe_all
 python launch.py --config=configs/digits_from_mnist5k.py:full,few --workdir=runs/few
 
 probe      the head alone, on features computed once
