@@ -38,6 +38,17 @@ FREE = (
 )
 
 
+# Where something lies. What lies there is checked by itself.
+PLACES = (
+    "data.path",
+    "tokenizer.path",
+    "resume",
+    "pretrained.source",
+    "lora.adapter",
+    "distill.teacher",
+)
+
+
 # What is looked up by its name, and brings options of its own.
 NAMED = ("task", "model", "data", "optimizer", "optimizer.schedule")
 
@@ -427,13 +438,15 @@ def from_json(text: str) -> FrozenConfigDict:
     return FrozenConfigDict(tuples(json.loads(text)))
 
 
-def differences(old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:
-    """Returns 'key: old -> new' for every key that makes it another experiment."""
+def differences(
+    old: FrozenConfigDict, new: FrozenConfigDict, free: tuple[str, ...] = FREE
+) -> list[str]:
+    """Returns 'key: old -> new' for every key that makes it another experiment: all but the free ones."""
     # A config stored by an older version lacks the newer keys: it ran as their defaults say.
     before = flatten(resolve(old)[0].to_dict()) | flatten(old.to_dict())
     after = flatten(new.to_dict())
     return [
         f"config.{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(FREE)
+        if before.get(key) != after.get(key) and not key.startswith(free)
     ]

@@ -138,6 +138,44 @@ def test_reproduce_names_the_first_difference(launch, finished, tmp_path, capsys
     assert f"metrics.jsonl line 3 (step {third['step']}, {third['split']}): loss is" in error
 
 
+def test_another_config_than_the_runs_is_told(launch, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    use = (f"--workdir={run}", "--mode=evaluate")
+    same = ("--config.parallel.kind=pmap", "--config.data.prefetch=2")  # the same experiment
+    assert launch(*use, *same) == 0
+    assert not capsys.readouterr().err
+    assert launch(*use, "--config.data.mean=0.9", "--config.eval.batch_size=64") == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"not the config of the run in {run}:",
+        "  config.data.mean: () -> (0.9,)",
+        "  config.eval.batch_size: 512 -> 64",
+    ]
+
+
+def test_reproduce_takes_no_other_config(launch, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert launch(f"--workdir={run}", "--mode=reproduce", "--config.seed=4") == 2
+    error = capsys.readouterr().err
+    assert "leave out what differs" in error and "config.seed: 0 -> 4" in error
+    assert not (tmp_path / "run-reproduced").exists()
+
+
+def test_reproduce_takes_data_that_lie_elsewhere(launch, pictures, on_folder, tmp_path, capsys):
+    folder, run = pictures(), tmp_path / "run"
+    assert launch(*on_folder(folder), f"--workdir={run}") == 0
+    moved = folder.rename(tmp_path / "elsewhere")
+    place = f"--config.data.path={moved}"
+    told = f"config.data.path: '{folder}' -> '{moved}'"
+    capsys.readouterr()
+    assert launch(f"--workdir={run}", "--mode=reproduce", place) == 0
+    assert told in capsys.readouterr().err
+    (run / "metrics.jsonl").write_text("{}\n")
+    assert launch(f"--workdir={run}", "--mode=reproduce", place) == 1
+    failed = capsys.readouterr().err.splitlines()[-1]
+    assert failed.startswith("failed: not reproduced") and told in failed
+
+
 def test_check_shows_what_would_run(launch, small, capsys):
     assert launch(*small, "--mode=check") == 0
     out = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,87 @@ def test_all_checkpoints_damaged_starts_again(launch, small, straight, tmp_path,
         flip_a_bit(checkpoint)
     assert launch(*small, f"--workdir={tmp_path}") == 0
     assert ending(tmp_path) == ending(straight)
+
+
+def spoil(workdir: Path, steps: list[int]) -> None:
+    for step in steps:
+        flip_a_bit(workdir / "checkpoints" / str(step))
+
+
+def delete(workdir: Path, steps: list[int]) -> None:
+    for step in steps:
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+
+
+@pytest.mark.parametrize(
+    ("harm", "steps", "goes_on"),
+    [
+        (spoil, [30], 28),
+        (delete, [30], 28),
+        (spoil, [10], None),
+        (spoil, [10, 28, 30], None),
+    ],
+)
+def test_a_finished_run_that_lost_a_checkpoint_makes_it_again(
+    launch, tmp_path, capsys, best_first, harm, steps, goes_on
+):
+    """The best of this run is of step 10, before all others; what was made after it is made again too."""
+    run = shutil.copytree(best_first, tmp_path / "run")
+    harm(run, steps)
+    assert launch(f"--workdir={run}") == 0
+    out = capsys.readouterr().out
+    assert "is done" not in out and all(f"checkpoint {step} " in out for step in steps[-1:])
+    assert (f"going on from step {goes_on}" in out) == (goes_on is not None)
+    assert ending(run) == ending(best_first)
+    kept = {p.name for p in (run / "checkpoints").iterdir()}
+    assert kept == {p.name for p in (best_first / "checkpoints").iterdir()} == {"10", "28", "30"}
+    assert json.loads((run / "run.json").read_text())["exit"] == 0
+    assert launch(f"--workdir={run}") == 0
+    assert "is done" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def best_first(launch, small, tmp_path_factory) -> Path:
+    """The small run by a figure that is best at its first evaluation. To be read only."""
+    workdir = tmp_path_factory.mktemp("best_first") / "run"
+    worst = "--config.checkpoint.best_mode=min"
+    assert launch(*small, worst, f"--workdir={workdir}") == 0
+    return workdir
+
+
+@pytest.mark.parametrize("flags", [("evaluate",), ("export", "--format=safetensors", "--output")])
+def test_what_reads_a_damaged_checkpoint_tells_the_command_that_mends_it(
+    launch, straight, tmp_path, capsys, flags
+):
+    run = shutil.copytree(straight, tmp_path / "run")
+    spoil(run, [30])
+    mode = [f"{f}={tmp_path / 'out'}" if f == "--output" else f for f in flags]
+    use = (f"--workdir={run}", f"--mode={mode[0]}", *mode[1:])
+    assert launch(*use) == 0
+    told = next(row for row in capsys.readouterr().out.splitlines() if "is damaged" in row)
+    command = told.split("python launch.py ")[1].split()
+    assert launch(*command) == 0
+    capsys.readouterr()
+    assert launch(*use) == 0
+    assert "is damaged" not in capsys.readouterr().out
+    assert ending(run) == ending(straight)
+
+
+def test_a_finished_run_without_checkpoints_is_done_and_can_be_trained_again(
+    launch, straight, tmp_path, capsys
+):
+    run = shutil.copytree(straight, tmp_path / "run")
+    best = json.loads((run / "summary.json").read_text())["best_step"]
+    delete(run, sorted({28, best} - {30}))
+    assert launch(f"--workdir={run}") == 0  # its last is there, and no other is evaluated
+    assert "is done" in capsys.readouterr().out
+    delete(run, [30])
+    assert launch(f"--workdir={run}") == 0
+    out = capsys.readouterr().out
+    assert "is done" in out and f"to train it again, delete {run / 'summary.json'}" in out
+    (run / "summary.json").unlink()
+    assert launch(f"--workdir={run}") == 0
+    assert ending(run) == ending(straight)
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(straight):

@@ -178,16 +178,34 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
             partial_restore=True,
         )
-        with ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(create=False, read_only=True),
-            item_names=("state",),
-        ) as reader:  # of its own: a manager reads an item in one way only
+        with _reader(self.folder) as reader:
             found = reader.restore(step, args=ocp.args.Composite(state=restore))["state"]
         for path, digest in _digests(found).items():
             if stored[path] != digest:
                 raise ValueError(f"the digest of {path} is wrong")
         return found
+
+    def damage(self, step: int) -> str | None:
+        """Returns what is wrong with a checkpoint, all of whose arrays are read; None if it is whole."""
+        if not (self.folder / str(step)).is_dir():
+            return "is missing"
+        try:
+            stored = self.read_meta(step)["digests"]
+            with _reader(self.folder) as reader:
+                found = reader.restore(
+                    step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore())
+                )
+            # Without a state to compare with, tuples have become lists, so paths may be others.
+            if sorted(_digests(found["state"]).values()) != sorted(stored.values()):
+                raise ValueError("the digest of an array is wrong")
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            return f"is damaged ({_first_line(error)})"
+        return None
+
+    def set_aside_from(self, step: int) -> list[str]:
+        """Sets the checkpoint of `step` aside and all after it, so that a run goes on before it; says what was done."""
+        steps = sorted(s for s in self._manager.all_steps() if s >= step)
+        return [f"checkpoint {s} will be made again; {self._set_aside(s)}" for s in steps]
 
     def newest(self) -> int | None:
         """Returns the step of the newest checkpoint, whole or not; None if there is none."""
@@ -234,7 +252,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> str:
         source = self.folder / str(step)
         if self._manager._options.read_only or not source.exists():
-            return "it is passed over"
+            return f"it is passed over; this makes it again: python launch.py --workdir={self.folder.parent}"
         target = self.folder.parent / "damaged" / str(step)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
@@ -252,6 +270,15 @@ class Checkpoints:
                     "free some space and give the same command again"
                 ) from error
             raise
+
+
+def _reader(folder: Path) -> ocp.CheckpointManager:
+    """A manager of its own, since one reads an item in one way only."""
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(create=False, read_only=True),
+        item_names=("state",),
+    )
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

@@ -173,10 +173,24 @@ def make_task(config: Any, layout: Any) -> Any:
     return with_teacher(config, layout, adapted, lambda other: make_task(other, layout))
 
 
+def tell_differences(config: Any, workdir: Path) -> list[str]:
+    """Tells and returns how a config differs from the run's own; on stderr, since stdout may be what is predicted."""
+    from research.config import differences
+    from research.engine.workdir import read_config
+
+    if not (workdir / "config.json").is_file():
+        return []
+    lines = differences(read_config(workdir), config)
+    if lines:
+        print(f"not the config of the run in {workdir}:", *lines, sep="\n  ", file=sys.stderr)
+    return lines
+
+
 def restore(config: Any, workdir: Path) -> tuple[Any, Any, Any]:
     """Returns the layout, the task and the checkpoint that a trained model is used from."""
     from research.config import as_trained
 
+    tell_differences(config, workdir)
     config = as_trained(config, workdir)
     layout, task = build(config)
     from research.engine.finish import restore_final

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from research import modes
-from research.engine import environment, files
-from research.errors import Failure, UserError
+from research.config import FREE, PLACES, differences
+from research.engine import environment, files, workdir
+from research.errors import Failure, UserError, UserErrors
 from research.modes.train import train
 
 
@@ -21,6 +22,15 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
     other = Path(flags.output) if flags.output else _free(path)
     if _ended(other):
         raise UserError(f"--output={other}: holds a finished run already; name a new directory")
+    own = workdir.read_config(path)
+    if others := differences(own, config, (*FREE, *PLACES)):
+        raise UserErrors(
+            [
+                f"--workdir={path}: is run again by its own config; leave out what differs, or train elsewhere:",
+                *others,
+            ]
+        )
+    moved = modes.tell_differences(config, path)
     if changed := environment.differences(first, environment.environment()):
         print("not the same surroundings, so the bits may differ:", *changed, sep="\n  ")
     print(f"running {path} again in {other}")
@@ -29,7 +39,7 @@ def run(config: Any, mistakes: list[str], flags: Any) -> int:
         return code
     difference = first_difference(path, other)
     if difference:
-        raise Failure(f"not reproduced: {difference}")
+        raise Failure("; ".join([f"not reproduced: {difference}", *moved]))
     print(f"reproduced: {path} and {other} have the same data, metrics and params_sha256")
     return 0
 

@@ -11,11 +11,12 @@ from research.errors import UserError
 
 def run(config: Any, mistakes: list[str], flags: Any) -> int:
     path = modes.demand(config, mistakes, flags)
-    if done(config, path):
+    if done(config, path) and not mended(config, path):
         print(f"{path}: is done; its result:")
         show(path)
         return 0
-    return train(config, path, flags.stop)
+    pace = (files.read_json(path / "run.json") or {}).get("steps_per_minute")
+    return train(config, path, flags.stop, pace)
 
 
 def train(
@@ -52,6 +53,41 @@ def done(config: Any, path: Any) -> bool:
         return False
     ended = (files.read_json(path / "run.json") or {}).get("exit") == 0
     return ended and not differences(workdir.read_config(path), config)
+
+
+def mended(config: Any, path: Any) -> bool:
+    """True if a finished run has lost its last or its best checkpoint; it is then made one that goes on before it.
+
+    Whoever deleted all checkpoints wanted the space, and whoever deleted the best had no use for it, unless it is the
+    one that is evaluated.
+    """
+    folder = path / "checkpoints"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        again = f"to train it again, delete {path / 'summary.json'} and give the same command"
+        print(f"{path}: holds no checkpoint; {again}")
+        return False
+    from research.engine import parallel
+    from research.engine.checkpoint import Checkpoints
+
+    parallel.configure(cpu_devices=config.parallel.cpu_devices)
+    summary = files.read_json(path / "summary.json")
+    last, best = summary["steps"], summary.get("best_step", summary["steps"])
+    kept = config.eval.final == "best" or (folder / str(best)).is_dir()
+    checkpoints = Checkpoints(path, read_only=True)
+    wanted = sorted({last, best} if kept else {last})
+    lost = {step: what for step in wanted if (what := checkpoints.damage(step))}
+    checkpoints.close()
+    if not lost:
+        return False
+    with workdir.open_workdir(path, config):
+        checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
+        told = [f"checkpoint {step} {what}" for step, what in lost.items()]
+        for line in [*told, *checkpoints.set_aside_from(min(lost))]:
+            print(f"{path}: {line}")
+        checkpoints.close()
+        # Until it has come to its end again, it is a run like any that was stopped.
+        files.write_json(path / "run.json", files.read_json(path / "run.json") | {"exit": None})
+    return True
 
 
 def show(path: Any) -> None:
