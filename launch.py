@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):  # one line instead of the usage
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            message += self._hint(unknown.split()[0].partition("=")[0])
+            message += self._hint(unknown.partition(" ")[0].partition("=")[0])
         self.exit(2, f"error: {message}; --help lists the flags\n")
 
     def _hint(self, word: str) -> str:

@@ -73,7 +73,7 @@ def main() -> None:
         times = (clock, spent[products], gflop / peak * 1e3, *(spent[k] for k in (OTHER, *others)))
         cells = " | ".join(f"{ms:.1f}" for ms in times)
         names = "step by the clock", products, "these at the peak", OTHER, *others
-        print(f"ms: | network | {' | '.join(names)} | share of the peak |", file=sys.stderr)
+        print(f"| ms | {' | '.join(names)} | share of the peak |", file=sys.stderr)
         print(f"| {given.subject} | {cells} | {gflop / clock * 1e3 / peak:.2f} |")
         return
     print(

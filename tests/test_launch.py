@@ -384,6 +384,7 @@ def test_bad_commands(launch, capsys, monkeypatch, root, argv, says):
         (("--mod=train",), "did you mean '--mode'"),
         (("--mode=trian",), "trian"),
         (("--workdir=x", "--inputs", "a.png", "stray"), "commas go between"),
+        (("",), "commas go between"),
         (("--epochs=3",), "did you mean '--config.train.duration=epochs=3'"),
         (("--config.seed",), "needs a value"),
     ],
